@@ -1,0 +1,27 @@
+// Compile-time sizes of the tiled kernels, apart from the kernels that use them.
+#pragma once
+
+namespace involution {
+
+// Neighbouring positions of a row that a thread owns. Four float32 are one 16-byte access, and the window
+// of KW + 3 inputs that they share is then a whole number of such accesses at every lane.
+constexpr int kRun = 4;
+
+// Channels that a thread accumulates at a time: 8 channels x 4 positions are 32 accumulators beside the
+// KW x 4 kernel values, within the register budget below.
+constexpr int kLaneChannels = 8;
+
+// Threads that share a run and split the channels of a group between them.
+constexpr int kMostChannelLanes = 8;
+
+// The register budget of a block: 65536 registers are 128 for each of 512 threads, which float32 needs,
+// and 255, the most a thread can have, for each of 256, which float64 needs.
+constexpr int most_threads(int element_size) { return element_size == 8 ? 256 : 512; }
+
+// Channels that local correlation stages at a time; it keeps its sums in registers across stages.
+constexpr int kCorrelationChannels = 16;
+
+// Loads that a thread has in flight while it stages a tile.
+constexpr int kStagedAtOnce = 8;
+
+}  // namespace involution

@@ -1,0 +1,218 @@
+// The tiled kernels: every kernel element is loaded from global memory once and used for every channel of
+// its group, the halo of the input sits in shared memory, and a thread owns a run of neighbouring positions
+// whose inputs overlap. No atomics: each result is the sum of one thread, always in the same order.
+#pragma once
+
+#include "stage.cuh"
+
+namespace involution {
+
+// What a block's number stands for, tiles fastest, so that blocks that run together share their input.
+template <typename Index>
+__device__ __forceinline__ int take(Index& index, int extent) {
+  const int coordinate = static_cast<int>(index % extent);
+  index /= extent;
+  return coordinate;
+}
+
+__device__ __forceinline__ BlockPosition locate(unsigned block, const Gather& gather, const Plan& plan, int groups) {
+  BlockPosition at;
+  at.x = take(block, plan.tiles_x) * plan.tile_width;
+  at.y = take(block, plan.tiles_y) * plan.tile_height;
+  at.depth = take(block, gather.result[kDepth]);
+  at.group = take(block, groups);
+  at.batch = block;
+  return at;
+}
+
+// The first element of a plane's channel `channel` in depth slice `z`, or null where z lies outside.
+template <typename T>
+__device__ __forceinline__ const T* slice_of(const T* tensor, const ActivationStrides& strides,
+                                             const BlockPosition& at, int channels, int channel, int z, int depth) {
+  if (z < 0 || z >= depth) return nullptr;
+  return tensor + at.batch * strides.batch + (at.group * channels + channel) * strides.channel +
+         z * strides.space[kDepth];
+}
+
+// The inputs that a run shares for one row of the kernel: a whole number of runs.
+template <int KW, int S>
+constexpr int kWindow = ((kRun - 1) * S + KW + kRun - 1) / kRun * kRun;
+
+// Up to kLaneChannels channels x kRun positions of sums to the result, in its own format.
+template <typename T>
+__device__ __forceinline__ void store_sums(T* result, const Accumulate<T> (&sums)[kLaneChannels][kRun],
+                                           const ActivationStrides& strides, bool vector, int channels,
+                                           int positions) {
+  const int channel_stride = static_cast<int>(strides.channel);
+  const int x_stride = static_cast<int>(strides.space[kWidth]);
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) {
+    if (c >= channels) break;
+    T* row = result + c * channel_stride;
+    if (vector && positions >= kRun) {
+      store_vector<T, kRun>(row, sums[c]);
+    } else {
+#pragma unroll
+      for (int p = 0; p < kRun; ++p) {
+        if (p < positions) row[p * x_stride] = narrowed<T>(sums[c][p]);
+      }
+    }
+  }
+}
+
+// Involution, and mirrored the transposed operation: result[c, q] = sum_k weight[k, q] * source[c, at(q, k)].
+template <typename T, int KW, int S, bool kMirrored>
+__global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
+    gather_tile_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ source,
+                       const T* __restrict__ weight, T* __restrict__ result) {
+  using Sum = Accumulate<T>;
+  const int run = threadIdx.x;
+  const int lane = threadIdx.y;
+  const int thread = lane * plan.runs + run;
+  const BlockPosition at = locate(blockIdx.x, gather, plan, groups);
+  const int rows = gather.kernel[kHeight];
+  const int slices = gather.kernel[kDepth];
+
+  Sum* points_tile = reinterpret_cast<Sum*>(dynamic_shared_memory());
+  Sum* halo = points_tile + slices * rows * KW * plan.points_pitch;
+  stage_weight<T, KW, kMirrored>(points_tile, gather, plan, at, weight, run, lane);
+
+  const int runs_per_row = plan.tile_width / kRun;
+  const int run_y = run / runs_per_row;
+  const int run_x = run % runs_per_row * kRun;
+  const int row_step = gather.dilation[kHeight] * plan.halo_pitch;
+  const Sum* window_origin =
+      halo + lane * kLaneChannels * plan.plane_pitch + run_y * gather.stride[kHeight] * plan.halo_pitch + run_x * S;
+
+  for (int channel = 0; channel < gather.channels; channel += plan.channels_staged) {
+    const int staged = min(plan.channels_staged, gather.channels - channel);
+    const int live_channels = min(kLaneChannels, staged - lane * kLaneChannels);
+    Sum sums[kLaneChannels][kRun] = {};
+
+    for (int slice = 0; slice < slices; ++slice) {
+      const int z = at.depth * gather.stride[kDepth] - gather.padding[kDepth] + slice * gather.dilation[kDepth];
+      __syncthreads();  // the previous tile has been read
+      stage_window<T>(halo, plan.plane_pitch, plan.halo_pitch,
+                      slice_of(source, gather.source_strides, at, gather.channels, channel, z, gather.source[kDepth]),
+                      gather.source_strides, plan.source_channels_last, staged,
+                      at.y * gather.stride[kHeight] - gather.padding[kHeight], at.x * S - gather.padding[kWidth],
+                      plan.halo_height, plan.halo_width, gather.source[kHeight], gather.source[kWidth], thread,
+                      plan.threads);
+      __syncthreads();
+
+      const Sum* window_row = window_origin;
+      const Sum* values_row = points_tile + slice * rows * KW * plan.points_pitch + run * kRun;
+      for (int row = 0; row < rows; ++row) {
+        Sum values[KW][kRun];
+#pragma unroll
+        for (int kw = 0; kw < KW; ++kw) load_shared(values[kw], values_row + kw * plan.points_pitch);
+#pragma unroll
+        for (int c = 0; c < kLaneChannels; ++c) {
+          if (c >= live_channels) break;
+          Sum window[kWindow<KW, S>];
+          load_shared(window, window_row + c * plan.plane_pitch);
+#pragma unroll
+          for (int kw = 0; kw < KW; ++kw) {
+#pragma unroll
+            for (int p = 0; p < kRun; ++p) sums[c][p] += values[kw][p] * window[p * S + kw];
+          }
+        }
+        window_row += row_step;
+        values_row += KW * plan.points_pitch;
+      }
+    }
+
+    const int y = at.y + run_y;
+    const int x = at.x + run_x;
+    if (y < gather.result[kHeight] && x < gather.result[kWidth] && live_channels > 0) {
+      const ActivationStrides& strides = gather.result_strides;
+      T* first = result + at.batch * strides.batch +
+                 (at.group * gather.channels + channel + lane * kLaneChannels) * strides.channel +
+                 at.depth * strides.space[kDepth] + y * strides.space[kHeight] + x * strides.space[kWidth];
+      store_sums<T>(first, sums, strides, plan.result_vector, live_channels, gather.result[kWidth] - x);
+    }
+  }
+}
+
+// Local correlation: weight[k, q] = sum_c query[c, q] * key[c, at(q, k)]. A thread owns a run of positions
+// and one row of the kernel: KW x kRun sums that stay in registers while the channels pass by, so nothing
+// is reduced across threads.
+template <typename T, int KW, int S>
+__global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
+    correlation_tile_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ query,
+                            const T* __restrict__ key, T* __restrict__ weight) {
+  using Sum = Accumulate<T>;
+  const int run = threadIdx.x;
+  const int lane = threadIdx.y;
+  const int thread = lane * plan.runs + run;
+  unsigned block = blockIdx.x;
+  const int first_row = take(block, plan.row_groups) * plan.lanes;
+  const int slice = take(block, gather.kernel[kDepth]);
+  const BlockPosition at = locate(block, gather, plan, groups);
+
+  Sum* query_tile = reinterpret_cast<Sum*>(dynamic_shared_memory());
+  Sum* halo = query_tile + plan.channels_staged * plan.points_pitch;
+
+  const int runs_per_row = plan.tile_width / kRun;
+  const int run_y = run / runs_per_row;
+  const int run_x = run % runs_per_row * kRun;
+  const int z = at.depth * gather.stride[kDepth] - gather.padding[kDepth] + slice * gather.dilation[kDepth];
+  Sum sums[KW][kRun] = {};
+
+  for (int channel = 0; channel < gather.channels; channel += plan.channels_staged) {
+    const int staged = min(plan.channels_staged, gather.channels - channel);
+    __syncthreads();  // the previous tiles have been read
+    stage_window<T>(
+        query_tile, plan.points_pitch, plan.tile_width,
+        slice_of(query, gather.result_strides, at, gather.channels, channel, at.depth, gather.result[kDepth]),
+        gather.result_strides, plan.result_channels_last, staged, at.y, at.x, plan.tile_height, plan.tile_width,
+        gather.result[kHeight], gather.result[kWidth], thread, plan.threads);
+    stage_window<T>(halo, plan.plane_pitch, plan.halo_pitch,
+                    slice_of(key, gather.source_strides, at, gather.channels, channel, z, gather.source[kDepth]),
+                    gather.source_strides, plan.source_channels_last, staged,
+                    at.y * gather.stride[kHeight] - gather.padding[kHeight] + first_row * gather.dilation[kHeight],
+                    at.x * S - gather.padding[kWidth], plan.halo_height, plan.halo_width, gather.source[kHeight],
+                    gather.source[kWidth], thread, plan.threads);
+    __syncthreads();
+
+    const Sum* window_row =
+        halo + (run_y * gather.stride[kHeight] + lane * gather.dilation[kHeight]) * plan.halo_pitch + run_x * S;
+    const Sum* query_run = query_tile + run * kRun;
+    for (int c = 0; c < staged; ++c) {
+      Sum values[kRun];
+      Sum window[kWindow<KW, S>];
+      load_shared(values, query_run + c * plan.points_pitch);
+      load_shared(window, window_row + c * plan.plane_pitch);
+#pragma unroll
+      for (int kw = 0; kw < KW; ++kw) {
+#pragma unroll
+        for (int p = 0; p < kRun; ++p) sums[kw][p] += values[p] * window[p * S + kw];
+      }
+    }
+  }
+
+  const int row = first_row + lane;
+  const int y = at.y + run_y;
+  const int x = at.x + run_x;
+  if (row >= gather.kernel[kHeight] || y >= gather.result[kHeight] || x >= gather.result[kWidth]) return;
+  const WeightStrides& strides = gather.weight_strides;
+  T* first = weight + at.batch * strides.batch + at.group * strides.group + slice * strides.kernel[kDepth] +
+             row * strides.kernel[kHeight] + at.depth * strides.space[kDepth] + y * strides.space[kHeight] +
+             x * strides.space[kWidth];
+  const int positions = gather.result[kWidth] - x;
+  const int point_stride = static_cast<int>(strides.kernel[kWidth]);
+  const int x_stride = static_cast<int>(strides.space[kWidth]);
+#pragma unroll
+  for (int kw = 0; kw < KW; ++kw) {
+    if (plan.weight_vector && positions >= kRun) {
+      store_vector<T, kRun>(first + kw * point_stride, sums[kw]);
+    } else {
+#pragma unroll
+      for (int p = 0; p < kRun; ++p) {
+        if (p < positions) first[kw * point_stride + p * x_stride] = narrowed<T>(sums[kw][p]);
+      }
+    }
+  }
+}
+
+}  // namespace involution

@@ -1,0 +1,34 @@
+// The dispatcher operators: schemas, argument checks, output allocation, choice of backend.
+//
+// The public functions in Python explain a wrong argument with the field's names; the checks here are what
+// keeps a kernel inside its tensors whoever calls, from Python or C++. The frames of input and output are
+// independent: a window may reach beyond the input on either side, where it reads zeros.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#ifdef INVOLUTION_WITH_CUDA
+#include "cuda_backend.h"
+#endif
+
+TORCH_LIBRARY(involution, library) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  library.def(
+      "involution(Tensor input, Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] dilation) -> Tensor",
+      tags);
+  library.def(
+      "involution_transpose(Tensor input, Tensor weight, SymInt[] output_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation) -> Tensor",
+      tags);
+  library.def(
+      "local_correlation(Tensor query, Tensor key, SymInt[] kernel_size, SymInt groups, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] dilation) -> Tensor",
+      tags);
+}
+
+#ifdef INVOLUTION_WITH_CUDA
+TORCH_LIBRARY_IMPL(involution, CUDA, library) {
+  library.impl("involution", &involution::involution_cuda);
+  library.impl("involution_transpose", &involution::involution_transpose_cuda);
+  library.impl("local_correlation", &involution::local_correlation_cuda);
+}
+#endif

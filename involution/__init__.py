@@ -1,0 +1,39 @@
+"""Involution for PyTorch: a kernel made from the input at every position, shared across channels.
+
+The three operations (``involution*d``, ``involution_transpose*d``, ``local_correlation*d``), each differentiable to
+any order, with CUDA kernels where they are built and plain PyTorch elsewhere; and layers made of them.
+"""
+
+from . import reference
+from ._build_info import build_info
+from ._version import __version__
+from .functional import (
+    involution1d,
+    involution2d,
+    involution3d,
+    involution_transpose1d,
+    involution_transpose2d,
+    involution_transpose3d,
+    local_correlation1d,
+    local_correlation2d,
+    local_correlation3d,
+)
+from .layers import AttentionModule, InvolutionLayer, kernel_decompose
+
+__all__ = [
+    "AttentionModule",
+    "InvolutionLayer",
+    "__version__",
+    "build_info",
+    "involution1d",
+    "involution2d",
+    "involution3d",
+    "involution_transpose1d",
+    "involution_transpose2d",
+    "involution_transpose3d",
+    "kernel_decompose",
+    "local_correlation1d",
+    "local_correlation2d",
+    "local_correlation3d",
+    "reference",
+]

@@ -1,0 +1,379 @@
+"""The public operations on tensors, in one, two and three dimensions.
+
+Notation: batch ``B``, channels ``C``, groups ``G`` (``g`` is the group of channel ``c``: ``c // (C / G)``), kernel
+size ``K`` per axis, ``In`` and ``Out`` the spatial sizes of input and output. Kernel points are in row-major
+order and cross-correlation orientation, as in ``torch.nn.functional.unfold``. Along each axis
+
+    Out = floor((In + 2*padding - dilation*(K - 1) - 1) / stride) + 1
+
+The operation is that of Li et al., "Involution: Inverting the Inherence of Convolution for Visual
+Recognition", CVPR 2021, section 3.
+
+All take float64, float32, float16 and bfloat16 (the half types are summed in float32), any strides and memory
+format, and return their result in the memory format of the first tensor. All are differentiable to any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from . import _arguments, autograd
+
+__all__ = [
+    "involution1d",
+    "involution2d",
+    "involution3d",
+    "involution_transpose1d",
+    "involution_transpose2d",
+    "involution_transpose3d",
+    "local_correlation1d",
+    "local_correlation2d",
+    "local_correlation3d",
+]
+
+Size = int | Sequence[int]
+
+
+def _involution(
+    axes: int, input: Tensor, weight: Tensor, stride: Size, padding: Size | str, dilation: Size
+) -> Tensor:
+    _arguments.check_pair(axes, input, "input", weight, "weight", 2 * axes + 2)
+    _arguments.check_groups(input.shape[1], weight.shape[1], "input")
+    kernel_size = weight.shape[2 : 2 + axes]
+    _arguments.check_kernel_size(kernel_size, "weight")
+    window = _arguments.complete_window(axes, kernel_size, stride, padding, dilation)
+    expected = _arguments.output_size(input.shape[2:], window, "input")
+    _arguments.check_space(weight, "weight", expected, "one kernel for each output position")
+    return autograd.involve(input, weight, window.stride, window.padding, window.dilation)
+
+
+def _involution_transpose(
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    stride: Size,
+    padding: Size | str,
+    output_padding: Size,
+    dilation: Size,
+) -> Tensor:
+    _arguments.check_pair(axes, input, "input", weight, "weight", 2 * axes + 2)
+    _arguments.check_groups(input.shape[1], weight.shape[1], "input")
+    kernel_size = weight.shape[2 : 2 + axes]
+    _arguments.check_kernel_size(kernel_size, "weight")
+    window = _arguments.complete_window(axes, kernel_size, stride, padding, dilation)
+    _arguments.check_space(weight, "weight", input.shape[2:], "one kernel for each input position")
+    size = _arguments.transposed_size(input.shape[2:], window, output_padding)
+    return autograd.transpose(input, weight, size, window.stride, window.padding, window.dilation)
+
+
+def _local_correlation(
+    axes: int,
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Size,
+    groups: int,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+) -> Tensor:
+    _arguments.check_pair(axes, query, "query", key, "key", axes + 2)
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(
+            f"query and key must have the same channels, but query has {query.shape[1]} and key {key.shape[1]}."
+        )
+    _arguments.check_groups(query.shape[1], groups, "query")
+    sizes = _arguments.per_axis(kernel_size, axes, "kernel_size", 1)
+    window = _arguments.complete_window(axes, sizes, stride, padding, dilation)
+    expected = _arguments.output_size(key.shape[2:], window, "key")
+    _arguments.check_space(query, "query", expected, "one position for each window of key")
+    return autograd.correlate(query, key, sizes, groups, window.stride, window.padding, window.dilation)
+
+
+def involution1d(
+    input: Tensor, weight: Tensor, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1
+) -> Tensor:
+    """Weighs every neighbourhood of ``input`` by a kernel of its own, shared across the channels of a group.
+
+    ``output[b, c, o] = sum_k weight[b, g, k, o] * input[b, c, o*stride - padding + k*dilation]``, where positions
+    outside the input are zeros that take part in the product (Li et al., CVPR 2021, section 3).
+
+    Args:
+        input: ``(B, C, L)``.
+        weight: ``(B, G, K, Lout)``, of the dtype and device of ``input``; ``C`` is divisible by ``G``.
+        stride: positions from one window to the next; an integer.
+        padding: zeros on both sides, an integer or one per axis; ``"same"`` keeps the size (stride 1; for an even
+            kernel the extra zero goes at the end), ``"valid"`` is 0.
+        dilation: positions from one kernel point to the next.
+
+    Returns:
+        ``(B, C, Lout)``, in the memory format of ``input``.
+
+    Raises:
+        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+    """
+    return _involution(1, input, weight, stride, padding, dilation)
+
+
+def involution2d(
+    input: Tensor, weight: Tensor, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1
+) -> Tensor:
+    """Weighs every neighbourhood of ``input`` by a kernel of its own, shared across the channels of a group.
+
+    ``output[b, c, o] = sum_k weight[b, g, k, o] * input[b, c, o*stride - padding + k*dilation]``, where positions
+    outside the input are zeros that take part in the product (Li et al., CVPR 2021, section 3).
+
+    Args:
+        input: ``(B, C, H, W)``.
+        weight: ``(B, G, KH, KW, Hout, Wout)``, of the dtype and device of ``input``; ``C`` is divisible by ``G``.
+        stride: positions from one window to the next; an integer or one per axis.
+        padding: zeros on both sides, an integer or one per axis; ``"same"`` keeps the size (stride 1; for an even
+            kernel the extra zero goes at the end), ``"valid"`` is 0.
+        dilation: positions from one kernel point to the next.
+
+    Returns:
+        ``(B, C, Hout, Wout)``, in the memory format of ``input``.
+
+    Raises:
+        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+    """
+    return _involution(2, input, weight, stride, padding, dilation)
+
+
+def involution3d(
+    input: Tensor, weight: Tensor, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1
+) -> Tensor:
+    """Weighs every neighbourhood of ``input`` by a kernel of its own, shared across the channels of a group.
+
+    ``output[b, c, o] = sum_k weight[b, g, k, o] * input[b, c, o*stride - padding + k*dilation]``, where positions
+    outside the input are zeros that take part in the product (Li et al., CVPR 2021, section 3).
+
+    Args:
+        input: ``(B, C, D, H, W)``.
+        weight: ``(B, G, KD, KH, KW, Dout, Hout, Wout)``, of the dtype and device of ``input``; ``C`` is divisible by ``G``.
+        stride: positions from one window to the next; an integer or one per axis.
+        padding: zeros on both sides, an integer or one per axis; ``"same"`` keeps the size (stride 1; for an even
+            kernel the extra zero goes at the end), ``"valid"`` is 0.
+        dilation: positions from one kernel point to the next.
+
+    Returns:
+        ``(B, C, Dout, Hout, Wout)``, in the memory format of ``input``.
+
+    Raises:
+        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+    """
+    return _involution(3, input, weight, stride, padding, dilation)
+
+
+def involution_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+) -> Tensor:
+    """Spreads every position of ``input`` over its neighbourhood by a kernel of its own: involution's transpose.
+
+    It is to involution what conv_transpose is to convolution: its gradient with respect to the input, and a
+    content-aware upsampler. ``output[b, c, i] = sum over k, o with i = o*stride - padding + k*dilation of
+    weight[b, g, k, o] * input[b, c, o]`` (the adjoint of Li et al., CVPR 2021, section 3). Along each axis
+    ``Out = (In - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1``.
+
+    Args:
+        input: ``(B, C, L)``.
+        weight: ``(B, G, K, L)``, one kernel for each input position, of the dtype and device of
+            ``input``; ``C`` is divisible by ``G``.
+        stride: output positions from one input position's window to the next.
+        padding: output positions left out on both sides; ``"same"`` keeps the size (stride 1), ``"valid"`` is 0.
+        output_padding: positions added at the end of each axis, fewer than the stride or the dilation.
+        dilation: positions from one kernel point to the next.
+
+    Returns:
+        ``(B, C, Lout)``, in the memory format of ``input``.
+
+    Raises:
+        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+    """
+    return _involution_transpose(1, input, weight, stride, padding, output_padding, dilation)
+
+
+def involution_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+) -> Tensor:
+    """Spreads every position of ``input`` over its neighbourhood by a kernel of its own: involution's transpose.
+
+    It is to involution what conv_transpose is to convolution: its gradient with respect to the input, and a
+    content-aware upsampler. ``output[b, c, i] = sum over k, o with i = o*stride - padding + k*dilation of
+    weight[b, g, k, o] * input[b, c, o]`` (the adjoint of Li et al., CVPR 2021, section 3). Along each axis
+    ``Out = (In - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1``.
+
+    Args:
+        input: ``(B, C, H, W)``.
+        weight: ``(B, G, KH, KW, H, W)``, one kernel for each input position, of the dtype and device of
+            ``input``; ``C`` is divisible by ``G``.
+        stride: output positions from one input position's window to the next.
+        padding: output positions left out on both sides; ``"same"`` keeps the size (stride 1), ``"valid"`` is 0.
+        output_padding: positions added at the end of each axis, fewer than the stride or the dilation.
+        dilation: positions from one kernel point to the next.
+
+    Returns:
+        ``(B, C, Hout, Wout)``, in the memory format of ``input``.
+
+    Raises:
+        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+    """
+    return _involution_transpose(2, input, weight, stride, padding, output_padding, dilation)
+
+
+def involution_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+) -> Tensor:
+    """Spreads every position of ``input`` over its neighbourhood by a kernel of its own: involution's transpose.
+
+    It is to involution what conv_transpose is to convolution: its gradient with respect to the input, and a
+    content-aware upsampler. ``output[b, c, i] = sum over k, o with i = o*stride - padding + k*dilation of
+    weight[b, g, k, o] * input[b, c, o]`` (the adjoint of Li et al., CVPR 2021, section 3). Along each axis
+    ``Out = (In - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1``.
+
+    Args:
+        input: ``(B, C, D, H, W)``.
+        weight: ``(B, G, KD, KH, KW, D, H, W)``, one kernel for each input position, of the dtype and device of
+            ``input``; ``C`` is divisible by ``G``.
+        stride: output positions from one input position's window to the next.
+        padding: output positions left out on both sides; ``"same"`` keeps the size (stride 1), ``"valid"`` is 0.
+        output_padding: positions added at the end of each axis, fewer than the stride or the dilation.
+        dilation: positions from one kernel point to the next.
+
+    Returns:
+        ``(B, C, Dout, Hout, Wout)``, in the memory format of ``input``.
+
+    Raises:
+        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+    """
+    return _involution_transpose(3, input, weight, stride, padding, output_padding, dilation)
+
+
+def local_correlation1d(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Size,
+    groups: int = 1,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+) -> Tensor:
+    """The product of every position with its neighbourhood, summed over the channels of a group.
+
+    ``output[b, g, k, o] = sum over c in g of query[b, c, o] * key[b, c, o*stride - padding + k*dilation]``, where
+    positions outside the key are zeros that take part in the product. It is the gradient of involution with
+    respect to its weight, neighbourhood attention's q.k and a correlation layer.
+
+    Args:
+        query: ``(B, C, Lout)``, on output positions.
+        key: ``(B, C, L)``, on input positions, of the dtype and device of ``query``.
+        kernel_size: the neighbourhood, an integer or one per axis.
+        groups: ``G``, which divides ``C``.
+        stride: key positions from one query position's window to the next.
+        padding: zeros on both sides of the key; ``"same"`` keeps the size (stride 1; for an even kernel the extra
+            zero goes at the end), ``"valid"`` is 0.
+        dilation: positions from one kernel point to the next.
+
+    Returns:
+        ``(B, G, K, Lout)``; if ``query`` is channels_last, groups and kernel points are innermost
+        in memory, as a channels_last 1x1 convolution would give them.
+
+    Raises:
+        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+    """
+    return _local_correlation(1, query, key, kernel_size, groups, stride, padding, dilation)
+
+
+def local_correlation2d(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Size,
+    groups: int = 1,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+) -> Tensor:
+    """The product of every position with its neighbourhood, summed over the channels of a group.
+
+    ``output[b, g, k, o] = sum over c in g of query[b, c, o] * key[b, c, o*stride - padding + k*dilation]``, where
+    positions outside the key are zeros that take part in the product. It is the gradient of involution with
+    respect to its weight, neighbourhood attention's q.k and a correlation layer.
+
+    Args:
+        query: ``(B, C, Hout, Wout)``, on output positions.
+        key: ``(B, C, H, W)``, on input positions, of the dtype and device of ``query``.
+        kernel_size: the neighbourhood, an integer or one per axis.
+        groups: ``G``, which divides ``C``.
+        stride: key positions from one query position's window to the next.
+        padding: zeros on both sides of the key; ``"same"`` keeps the size (stride 1; for an even kernel the extra
+            zero goes at the end), ``"valid"`` is 0.
+        dilation: positions from one kernel point to the next.
+
+    Returns:
+        ``(B, G, KH, KW, Hout, Wout)``; if ``query`` is channels_last, groups and kernel points are innermost
+        in memory, as a channels_last 1x1 convolution would give them.
+
+    Raises:
+        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+    """
+    return _local_correlation(2, query, key, kernel_size, groups, stride, padding, dilation)
+
+
+def local_correlation3d(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Size,
+    groups: int = 1,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+) -> Tensor:
+    """The product of every position with its neighbourhood, summed over the channels of a group.
+
+    ``output[b, g, k, o] = sum over c in g of query[b, c, o] * key[b, c, o*stride - padding + k*dilation]``, where
+    positions outside the key are zeros that take part in the product. It is the gradient of involution with
+    respect to its weight, neighbourhood attention's q.k and a correlation layer.
+
+    Args:
+        query: ``(B, C, Dout, Hout, Wout)``, on output positions.
+        key: ``(B, C, D, H, W)``, on input positions, of the dtype and device of ``query``.
+        kernel_size: the neighbourhood, an integer or one per axis.
+        groups: ``G``, which divides ``C``.
+        stride: key positions from one query position's window to the next.
+        padding: zeros on both sides of the key; ``"same"`` keeps the size (stride 1; for an even kernel the extra
+            zero goes at the end), ``"valid"`` is 0.
+        dilation: positions from one kernel point to the next.
+
+    Returns:
+        ``(B, G, KD, KH, KW, Dout, Hout, Wout)``; if ``query`` is channels_last, groups and kernel points are innermost
+        in memory, as a channels_last 1x1 convolution would give them.
+
+    Raises:
+        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+    """
+    return _local_correlation(3, query, key, kernel_size, groups, stride, padding, dilation)
