@@ -83,14 +83,16 @@ def load_extension() -> bool:
 
 def rebuild_command() -> str:
     """The command that compiles the extension against the torch that is installed now."""
-    # The build finds that torch by itself; without isolation it also needs no network, but a setuptools that
-    # can read pyproject.toml.
-    isolation = [] if _installed_setuptools() < 77 else ["--no-build-isolation"]
-    install = ["python", "-m", "pip", "install", "--no-deps", "--force-reinstall", *isolation]
+    # Without isolation the build needs no network, but a setuptools that can read pyproject.toml.
+    isolation = " --no-build-isolation" if _installed_setuptools() >= 77 else ""
+    if _noted("INSTALLER") == "uv":
+        install = f"uv pip install --no-deps --reinstall{isolation}"
+    else:
+        install = f"python -m pip install --no-deps --force-reinstall{isolation}"
     root = Path(__file__).resolve().parents[1]
     if (root / "setup.py").is_file():
-        return shlex.join([*install, "-e", str(root)])
-    return f"{shlex.join(install)} {_origin()}"
+        return f"{install} -e {shlex.quote(str(root))}"
+    return f"{install} {shlex.quote(_origin())}"
 
 
 def _compiled_info() -> dict[str, object] | None:
@@ -112,16 +114,21 @@ def _installed_setuptools() -> int:
         return 0
 
 
-def _origin() -> str:
-    """What to give pip: the source that this was installed from, if pip noted a folder or a repository."""
+def _noted(name: str) -> str:
+    """What the installer of involution noted in one of its files, if it did."""
     try:
-        noted = importlib.metadata.distribution("involution").read_text("direct_url.json")
+        text = importlib.metadata.distribution("involution").read_text(name)
     except importlib.metadata.PackageNotFoundError:
-        noted = None
-    source = json.loads(noted) if noted else {}
+        text = None
+    return (text or "").strip()
+
+
+def _origin() -> str:
+    """What to install: the folder or the repository that this came from, if the installer noted one."""
+    source = json.loads(_noted("direct_url.json") or "{}")
     if "dir_info" in source:
-        return shlex.quote(source["url"])
+        return source["url"]
     if "vcs_info" in source:
         vcs = source["vcs_info"]
-        return shlex.quote(f"{vcs['vcs']}+{source['url']}@{vcs['commit_id']}")
+        return f"{vcs['vcs']}+{source['url']}@{vcs['commit_id']}"
     return "PATH_OF_THE_SOURCE_TREE"

@@ -1,8 +1,15 @@
 // What the kernels offer to the rest of the extension: one launcher for each element type.
 #pragma once
 
+#include "element.h"
 #include "plan.h"
-#include "scalar.cuh"
+
+// The tests' stand-in for the CUDA runtime, where its folder is on the include path.
+#if __has_include("cuda_on_host.h")
+#include "cuda_on_host.h"
+#else
+#include <cuda_runtime_api.h>
+#endif
 
 namespace involution {
 

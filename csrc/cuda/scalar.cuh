@@ -1,23 +1,16 @@
 // The four element types: how they are stored, and the type in which they are multiplied and summed.
 //
 // float16 and bfloat16 are stored narrow and accumulated in float32; float32 and float64 accumulate in
-// themselves. The narrow types are plain bits here, so that these headers need no framework's types.
+// themselves.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "element.h"
 #include "platform.cuh"
 
 namespace involution {
-
-struct Float16 {
-  uint16_t bits;
-};
-
-struct BFloat16 {
-  uint16_t bits;
-};
 
 template <typename T>
 struct AccumulateType {

@@ -1,0 +1,183 @@
+"""Kernels made by attention: every position asks its neighbourhood, and a learned kernel has a say.
+
+The scores are those of local self-attention (Ramachandran et al., "Stand-Alone Self-Attention in Vision
+Models", NeurIPS 2019); as a kernel shared across the channels of a group they are what involution takes
+(Li et al., CVPR 2021, section 3, where "kernel generation" leaves open how the kernel is made).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import _arguments
+from ..functional import local_correlation2d
+
+# The width of a group in RedNet, Li et al.'s network: the default where it divides the channels.
+GROUP_WIDTH = 16
+
+
+def kernel_decompose(weight: Tensor) -> Tensor:
+    """The kernel points of a convolution: one ``(out, in)`` matrix for each point, in row-major order.
+
+    ``points[k, o, i] = weight[o, i, *unravel(k)]``, so that the convolution is the sum over ``k`` of
+    ``points[k]`` applied to the input shifted by ``k``. The result is differentiable, and it is a view of
+    ``weight`` where the kernel axes can be merged without a copy, as in contiguous and channels_last storage.
+
+    Args:
+        weight: ``(out, in, *K)`` with one, two or three kernel axes, as in ``torch.nn.Conv1d`` to ``Conv3d``.
+
+    Returns:
+        ``(prod(K), out, in)``.
+
+    Raises:
+        TypeError: ``weight`` is not a tensor.
+        ValueError: ``weight`` does not have one, two or three kernel axes.
+    """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, not {type(weight).__name__}.")
+    if not 3 <= weight.dim() <= 5:
+        raise ValueError(
+            "weight must be (out_channels, in_channels, *kernel_size) with one, two or three kernel axes, "
+            f"but its shape is {tuple(weight.shape)}."
+        )
+    return weight.flatten(2).permute(2, 0, 1)
+
+
+class AttentionModule(nn.Module):
+    """Makes one kernel for each position and group, by attention to the neighbourhood of the position.
+
+    With ``query`` and ``key`` made by 1x1 convolutions to ``R = max(1, channels // 2)`` channels::
+
+        score[b, g, k, o] = (R / G)**-0.5 * sum over c in g of query[b, c, o] * key[b, c, o + k - front]
+        prior[g, k]       = (channels / G * in)**-0.5 * sum over o in g, i of kernel_points[k, o, i]
+        weight[b, g, :, o] = softmax over k of (score[b, g, k, o] + prior[g, k])
+
+    ``front = (K - 1) // 2`` along each axis, which keeps the size. Neighbours outside the map are zeros, with
+    a score of 0. The factors keep score and prior at one scale, whatever the width.
+
+    Source: the scores are those of Ramachandran et al., NeurIPS 2019; a kernel shared across the channels of
+    a group is that of Li et al., CVPR 2021, section 3.
+
+    Args:
+        channels: channels of the features.
+        kernel_size: the neighbourhood, an integer or one per axis; odd or even.
+        groups: ``G``, a divisor of both ``channels`` and ``R``. By default as many as leave at least
+            16 channels in each, and one where that is impossible.
+        device: where the parameters are made.
+        dtype: their type.
+
+    Attributes:
+        query: 1x1 convolution, with a bias.
+        key: 1x1 convolution without one: it would add the same number to the scores of a whole neighbourhood,
+            which the softmax takes out again, except at the map's border.
+
+    Raises:
+        ValueError: an argument is out of range; the message says which.
+        TypeError: an argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | Sequence[int],
+        groups: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_count(channels, "channels")
+        self.kernel_size = _arguments.per_axis(kernel_size, 2, "kernel_size", 1)
+        reduced = max(1, channels // 2)
+        self.groups = _default_groups(channels, reduced) if groups is None else check_count(groups, "groups")
+        if channels % self.groups != 0 or reduced % self.groups != 0:
+            raise ValueError(
+                f"groups must divide the {channels} channels and the {reduced} channels of query and key, "
+                f"but it is {groups}; {_divisors_in_words(math.gcd(channels, reduced))} would do."
+            )
+        self.query = nn.Conv2d(channels, reduced, 1, device=device, dtype=dtype)
+        self.key = nn.Conv2d(channels, reduced, 1, bias=False, device=device, dtype=dtype)
+
+    def forward(self, features: Tensor, kernel_points: Tensor) -> Tensor:
+        """The kernel of every position.
+
+        Args:
+            features: ``(B, channels, H, W)``.
+            kernel_points: ``(prod(K), channels, in)``, from :func:`kernel_decompose`.
+
+        Returns:
+            ``(B, G, *K, H, W)``: at every position of every group numbers of sum 1, stored as
+            :func:`involution.local_correlation2d` would store them.
+
+        Raises:
+            ValueError: ``features`` or ``kernel_points`` has the wrong shape.
+        """
+        check_map(features, "features", self.channels)
+        query, key = self.query(features), self.key(features)
+        scores = local_correlation2d(query, key, self.kernel_size, self.groups, padding="same")
+        scores = scores * (query.shape[1] // self.groups) ** -0.5
+        prior = self._prior(kernel_points).to(scores.dtype)
+        weights = _softmax_over_points(scores.flatten(2, 3) + prior[:, :, None, None])
+        # Autocast runs a softmax in float32, but the operation takes one dtype.
+        return weights.to(scores.dtype).unflatten(2, self.kernel_size)
+
+    def _prior(self, kernel_points: Tensor) -> Tensor:
+        """``(G, prod(K))``: what the convolution's kernel points say of each group and point."""
+        expected = (math.prod(self.kernel_size), self.channels)
+        if kernel_points.dim() != 3 or tuple(kernel_points.shape[:2]) != expected:
+            raise ValueError(
+                f"kernel_points must be {expected} followed by the input channels, one matrix for each point "
+                f"of a kernel of size {self.kernel_size}, but its shape is {tuple(kernel_points.shape)}."
+            )
+        grouped = kernel_points.unflatten(1, (self.groups, self.channels // self.groups))
+        # The sum of n independent weights has sqrt(n) times their scale.
+        return grouped.sum((2, 3)).t() * (grouped.shape[2] * grouped.shape[3]) ** -0.5
+
+    def extra_repr(self) -> str:
+        """The arguments, for printing."""
+        return f"{self.channels}, kernel_size={self.kernel_size}, groups={self.groups}"
+
+
+def check_count(value: int, name: str) -> int:
+    """An integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, not {value!r} of type {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}.")
+    return value
+
+
+def check_map(tensor: Tensor, name: str, channels: int) -> None:
+    """A ``(batch, channels, height, width)`` tensor with the channels that a module was made for."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}.")
+    if tensor.dim() != 4 or tensor.shape[1] != channels:
+        raise ValueError(
+            f"{name} must be (batch, {channels}, height, width), but its shape is {tuple(tensor.shape)}."
+        )
+
+
+def _default_groups(channels: int, reduced: int) -> int:
+    common = math.gcd(channels, reduced)
+    fitting = (g for g in range(1, common + 1) if common % g == 0 and channels // g >= GROUP_WIDTH)
+    return max(fitting, default=1)
+
+
+def _divisors_in_words(number: int) -> str:
+    divisors = [str(d) for d in range(1, number + 1) if number % d == 0]
+    return divisors[0] if len(divisors) == 1 else f"{', '.join(divisors[:-1])} or {divisors[-1]}"
+
+
+def _softmax_over_points(scores: Tensor) -> Tensor:
+    """Softmax over axis 2 of ``(B, G, points, H, W)`` that keeps how the scores are stored.
+
+    torch's softmax first copies whatever is not contiguous, and this is the layer's largest tensor.
+    """
+    points_last = scores.permute(0, 3, 4, 1, 2)
+    if points_last.is_contiguous():
+        return points_last.softmax(-1).permute(0, 3, 4, 1, 2)
+    return scores.softmax(2)

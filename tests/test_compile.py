@@ -1,0 +1,101 @@
+"""The dispatcher operators as torch.compile and torch.export see them."""
+
+import cases
+import pytest
+import torch
+import torch._dynamo.testing
+from cases import Case
+from torch.library import opcheck
+
+import involution
+
+EACH_OPERATION = pytest.mark.parametrize("operation", cases.OPERATIONS)
+CASES = [
+    Case(2, 2, 3, (9,), (3,), (1,), (1,), (1,), torch.float32),
+    Case(2, 2, 3, (5, 6), (3, 4), (2, 1), (1, 2), (1, 2), torch.float32),
+    Case(1, 1, 2, (3, 4, 5), (1, 2, 3), (1, 2, 1), (0, 1, 1), (1, 1, 1), torch.float64),
+    Case(2, 2, 4, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1), torch.float32, *["channels_last"] * 3),
+    Case(2, 2, 4, (3, 5, 6), (3, 3, 3), (1,) * 3, (1,) * 3, (1,) * 3, torch.float16, *["channels_last"] * 3),
+    Case(2, 2, 4, (7,), (3,), (1,), (1,), (1,), torch.bfloat16, *["channels_last"] * 3),
+    Case(2, 2, 4, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1), torch.float32, *["sliced"] * 3),
+]
+
+
+@EACH_OPERATION
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(operation: str, case: Case, requires_grad: bool) -> None:
+    operands = (tensor.requires_grad_(requires_grad) for tensor in case.operands(operation))
+    operator = getattr(torch.ops.involution, operation).default
+    opcheck(operator, (*operands, *case.arguments(operation)))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_involution_and_its_backward(dynamic: bool, backend: str) -> None:
+    """One graph, forward and backward; with dynamic shapes no second compilation for another size.
+
+    The first sizes differ from each other and from the channels: torch takes equal ones for the same symbol.
+    """
+    torch._dynamo.reset()
+    compilations = torch._dynamo.testing.CompileCounterWithBackend(backend)
+
+    def step(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return involution.involution2d(x, w.softmax(2), padding=1).relu().sum()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=compilations)
+    for batch, height, width in ((5, 6, 7), (8, 9, 10), (11, 13, 12)):
+        x = torch.randn(batch, 4, height, width, requires_grad=True)
+        w = torch.randn(batch, 2, 3, 3, height, width, requires_grad=True)
+        expected = torch.autograd.grad(step(x, w), (x, w))
+        result = torch.autograd.grad(compiled(x, w), (x, w))
+        torch.testing.assert_close(result, expected)
+        if not dynamic:
+            break
+    assert compilations.frame_count == 1
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_compile_all_operations(axes: int) -> None:
+    torch._dynamo.reset()
+
+    def composed(x: torch.Tensor) -> torch.Tensor:
+        scores = getattr(involution, f"local_correlation{axes}d")(x, x, 3, 2, padding="same")
+        spread = getattr(involution, f"involution_transpose{axes}d")(x, scores, padding=1)
+        return getattr(involution, f"involution{axes}d")(spread, scores.tanh(), padding="same").sum()
+
+    x = torch.randn(2, 4, *(6, 5, 4)[:axes], dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(composed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), composed(x))
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled(x), x), torch.autograd.grad(composed(x), x)
+    )
+
+
+def test_bad_arguments_are_explained_under_compile() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, w: involution.involution2d(x, w), backend="eager")
+    with pytest.raises(Exception, match="weight must have shape"):
+        compiled(torch.randn(1, 2, 5, 5), torch.randn(1, 1, 3, 3, 5, 5))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_meta_tensors(layout: str) -> None:
+    """Shapes and strides without memory, equal to the real ones."""
+    case = CASES[1].with_(x_layout=layout, w_layout=layout, y_layout=layout)
+    for operation in cases.OPERATIONS:
+        operator = getattr(torch.ops.involution, operation).default
+        operands = case.operands(operation)
+        real = operator(*operands, *case.arguments(operation))
+        meta = operator(*(tensor.to("meta") for tensor in operands), *case.arguments(operation))
+        assert (meta.shape, meta.stride(), meta.dtype) == (real.shape, real.stride(), real.dtype)
+        assert meta.is_meta
+
+
+def test_schemas_are_those_of_the_extension() -> None:
+    """The text for installations without a compiled extension is the text of csrc/ops.cpp."""
+    from involution._library import SCHEMAS
+
+    operators = (torch.ops.involution.involution, torch.ops.involution.involution_transpose)
+    operators += (torch.ops.involution.local_correlation,)
+    assert [str(operator.default._schema) for operator in operators] == [f"involution::{text}" for text in SCHEMAS]

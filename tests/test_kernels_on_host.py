@@ -1,0 +1,188 @@
+"""The shipped CUDA kernels, executed on the host, against the float64 oracle: every instantiation.
+
+They run under AddressSanitizer and UndefinedBehaviorSanitizer, with outputs and shared memory poisoned and
+the order of threads and blocks shuffled by two seeds, which must give the same bits.
+"""
+
+import random
+from collections.abc import Iterator
+
+import cases
+import host_build
+import pytest
+import torch
+from cases import Case, assert_right
+from host_runner import DeviceLimits, HostRunner
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(
+    host_build.why_unavailable() is not None, reason=host_build.why_unavailable() or "available"
+)
+
+EACH_DTYPE = pytest.mark.parametrize("dtype", cases.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+EACH_OPERATION = pytest.mark.parametrize("operation", cases.OPERATIONS)
+
+# A GPU with 99 KiB of shared memory for a block, and one with so little that only small tiles fit.
+SMALL_GPU = DeviceLimits(99 * 1024, 100 * 1024, 20)
+TINY_GPU = DeviceLimits(24 * 1024, 48 * 1024, 4)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[HostRunner]:
+    with HostRunner() as runner:
+        yield runner
+
+
+def execute(runner: HostRunner, operation: str, case: Case, seed: int = 0, **options: object) -> str:
+    """Runs one kernel twice in different orders, checks it, and returns the plan it followed."""
+    first, second = case.operands(operation, seed)
+    x, w, y = case.tensors(seed)
+    third = {"involution": y, "involution_transpose": x, "local_correlation": w}[operation]
+    layout, leading = {
+        "involution": (case.y_layout, 2),
+        "involution_transpose": (case.x_layout, 2),
+        "local_correlation": (case.w_layout, 2 + case.axes),
+    }[operation]
+    out = cases.laid_out(third.new_empty(third.shape), "contiguous" if layout == "expanded" else layout, leading)
+
+    def run(order: int) -> tuple[Tensor, str]:
+        return runner.run(
+            operation,
+            first,
+            second,
+            out,
+            kernel_size=case.kernel,
+            groups=case.groups,
+            seed=order,
+            **case.window,
+            **options,  # type: ignore[arg-type]
+        )
+
+    result, plan = run(2 * seed + 1)
+    assert_right(result, operation, first, second, case.arguments(operation))
+    again, _ = run(2 * seed + 2)
+    assert torch.equal(result, again), f"{operation} depends on the order of threads; plan: {plan}"
+    return plan
+
+
+@EACH_DTYPE
+@EACH_OPERATION
+@pytest.mark.parametrize("width", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_tiled_kernel(
+    runner: HostRunner, operation: str, width: int, stride: int, dtype: torch.dtype
+) -> None:
+    rng = random.Random(f"{operation} {width} {stride}")
+    for seed in range(10):
+        case = Case(
+            batch=rng.choice((1, 2)),
+            groups=rng.choice((1, 2)),
+            channels_per_group=rng.choice((1, 3, 8, 16, 20)),
+            input=(rng.randint(1, 19), rng.randint(4, 23)),
+            kernel=(rng.randint(1, 7), width),
+            stride=(rng.randint(1, 3), stride),
+            padding=(rng.randint(3, 6), rng.randint(2, 4)),
+            dilation=(1, 1),
+            dtype=dtype,
+        )
+        if operation == "involution_transpose":
+            case = case.with_(stride=(1, stride))
+        case = cases.random_layouts(rng, case)
+        if case.w_layout == "sliced":  # whose kernel points are not at one stride
+            case = case.with_(w_layout="misaligned")
+        plan = execute(runner, operation, case, seed)
+        # The transposed operation has a tiled kernel for stride 1 alone.
+        assert plan.startswith("tiled") == (operation != "involution_transpose" or stride == 1), plan
+
+
+@EACH_DTYPE
+@EACH_OPERATION
+def test_every_generic_kernel(runner: HostRunner, operation: str, dtype: torch.dtype) -> None:
+    rng = random.Random(operation)
+    for seed in range(24):
+        case = cases.random_case(rng, rng.choice((1, 2, 3)), dtypes=(dtype,))
+        plan = execute(runner, operation, cases.random_layouts(rng, case), seed, force_generic=True)
+        assert not plan.startswith("tiled"), plan
+
+
+@EACH_OPERATION
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_random_problems(runner: HostRunner, operation: str, axes: int) -> None:
+    """Whatever path the plan chooses, on three sizes of GPU."""
+    rng = random.Random(f"{operation} {axes}")
+    tiled = set()
+    for seed in range(100):
+        case = cases.random_case(rng, axes)
+        if rng.random() < 0.7:  # towards the tiled path
+            stride = 1 if operation == "involution_transpose" else rng.choice((1, 2))
+            case = case.with_(
+                kernel=(*case.kernel[:-1], rng.choice((3, 5, 7))),
+                dilation=(*case.dilation[:-1], 1),
+                stride=(*((1,) * (axes - 1) if stride == 1 else case.stride[:-1]), stride),
+                padding=(*case.padding[:-1], rng.randint(3, 5)),
+            )
+            if min(case.output) < 1:
+                continue
+        limits = rng.choice((None, SMALL_GPU, TINY_GPU))
+        plan = execute(runner, operation, cases.random_layouts(rng, case), seed, limits=limits)
+        tiled.add(plan.startswith("tiled"))
+    assert tiled == {True, False}
+
+
+@EACH_OPERATION
+@EACH_DTYPE
+def test_many_channels_pass_through_in_stages(runner: HostRunner, operation: str, dtype: torch.dtype) -> None:
+    """More channels in a group than a block stages at a time, with two kernel slices in depth."""
+    for channels, layout in ((70, "contiguous"), (67, "channels_last")):
+        case = Case(1, 2, channels, (3, 5, 9), (2, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), dtype, *[layout] * 3)
+        assert execute(runner, operation, case).startswith("tiled")
+
+
+@EACH_OPERATION
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_rednet_shapes(runner: HostRunner, operation: str, layout: str) -> None:
+    """K = 7 and 16 channels a group on the small maps, and vectors wherever the rows allow."""
+    for size in (7, 14, 28):
+        case = Case(1, 2, 16, (size, size), (7, 7), (1, 1), (3, 3), (1, 1), torch.float32, *[layout] * 3)
+        assert execute(runner, operation, case).startswith("tiled")
+
+
+@EACH_OPERATION
+def test_dilated_rows_are_tiled(runner: HostRunner, operation: str) -> None:
+    case = Case(2, 1, 9, (3, 17, 12), (2, 3, 3), (1, 1, 1), (2, 3, 1), (2, 3, 1), torch.float32)
+    assert execute(runner, operation, case).startswith("tiled")
+
+
+@EACH_OPERATION
+def test_more_kernel_rows_than_a_block_takes(runner: HostRunner, operation: str) -> None:
+    case = Case(1, 1, 5, (20, 16), (19, 3), (1, 1), (9, 1), (1, 1), torch.float64)
+    assert execute(runner, operation, case).startswith("tiled")
+
+
+@EACH_OPERATION
+@pytest.mark.parametrize("force_generic", [False, True])
+def test_nan_and_infinity_propagate(runner: HostRunner, operation: str, force_generic: bool) -> None:
+    """To exactly the results whose window holds them, through padding as well; none is lost."""
+    rng = random.Random(operation)
+    for seed, value in enumerate((float("nan"), float("inf"), -float("inf")) * 3):
+        case = Case(1, 2, 9, (9, 13), (3, 3), (1, 1), (2, 1), (1, 1), torch.float32)
+        first, second = case.operands(operation, seed)
+        for tensor in (first, second):
+            for _ in range(2):
+                tensor.view(-1)[rng.randrange(tensor.numel())] = value
+        x, w, y = case.tensors()
+        third = {"involution": y, "involution_transpose": x, "local_correlation": w}[operation]
+        result, _ = runner.run(
+            operation,
+            first,
+            second,
+            torch.empty_like(third),
+            kernel_size=case.kernel,
+            groups=case.groups,
+            force_generic=force_generic,
+            **case.window,
+        )
+        expected = torch.from_numpy(cases.exact(operation, first, second, case.arguments(operation))).float()
+        assert torch.equal(result.isnan(), expected.isnan())
+        assert torch.equal(result.isinf(), expected.isinf())
+        torch.testing.assert_close(result, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
