@@ -3,6 +3,7 @@
 #include "cuda_backend.h"
 
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
@@ -63,7 +64,7 @@ void run(Operation operation, const at::Tensor& x, const at::Tensor& w, const at
   }
   const OperandAlignment alignment{alignment_of(x), alignment_of(w), alignment_of(y)};
   const Plan plan = make_plan(operation, problem, static_cast<int>(out.element_size()), alignment,
-                              limits_of(out.device().index()));
+                              limits_of(c10::cuda::current_device()));
   switch (out.scalar_type()) {
     case at::kDouble:
       return launch_as<double>(operation, problem, plan, a, b, out);

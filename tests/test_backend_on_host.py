@@ -1,0 +1,44 @@
+"""The whole CUDA path on the host: dispatcher, checks, allocation, plan, launch and kernels.
+
+The tests of the operator run once more with CPU tensors on the CUDA backend, of which only the CUDA runtime
+and torch's three CUDA headers are replaced (tests/host/cuda_shim).
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import backend_on_host_build
+import host_build
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    host_build.why_unavailable() is not None, reason=host_build.why_unavailable() or "available"
+)
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        "test_operations.py",
+        "test_gradients.py -k 'not 3 or vmap'",
+        "test_compile.py -k 'opcheck or all_operations or meta'",
+    ],
+    ids=["operations", "gradients", "compile"],
+)
+def test_the_operators_tests_pass_on_the_backend(selection: str) -> None:
+    file, _, expression = selection.partition(" -k ")
+    options = ["-k", expression.strip("'")] if expression else []
+    environment = {**os.environ, "INVOLUTION_BACKEND_ON_HOST": str(backend_on_host_build.library())}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "backend_on_host", "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        [*command, str(host_build.ROOT / "tests" / file), *options],
+        env={**environment, "PYTHONPATH": os.pathsep.join([str(host_build.ROOT / "tests"), *sys.path])},
+        cwd=host_build.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed is not None and int(passed[1]) > 10, run.stdout[-2000:]
