@@ -1,6 +1,7 @@
 """The three operations against the float64 oracle, through the dispatcher and the public functions."""
 
 import random
+import warnings
 
 import cases
 import oracle
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import involution
-from involution import reference
+from involution import _library, reference
 
 EACH_OPERATION = pytest.mark.parametrize("operation", cases.OPERATIONS)
 EACH_AXES = pytest.mark.parametrize("axes", [1, 2, 3])
@@ -267,3 +268,40 @@ def test_the_oracle_counts_by_hand() -> None:
     y = torch.tensor([[[5.0, 7.0]]]).numpy()
     assert oracle.involution_transpose(y, w, (3,), *window).tolist() == [[[10.0, 70.0, 140.0]]]
     assert oracle.local_correlation(y, x, (2,), 1, *window).tolist() == [[[[0.0, 14.0], [5.0, 21.0]]]]
+
+
+@EACH_OPERATION
+@pytest.mark.parametrize("far_axis", ["batch", "channel"])
+def test_offsets_beyond_32_bits(operation: str, far_axis: str) -> None:
+    """Strides of more than 2^31 elements; of the memory between only the pages that are read exist."""
+    case = Case(2, 1, 2, (6, 9), (3, 3), (1, 1), (1, 1), (1, 1), torch.bfloat16)
+    operands = []
+    for tensor in case.operands(operation):
+        far = 2**31 + 11
+        strides = list(tensor.stride())
+        axis = 0 if far_axis == "batch" else 1
+        strides[axis] = far if tensor.shape[axis] > 1 else strides[axis]
+        strides[0] = strides[0] if far_axis == "batch" else 64 * 64
+        span = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True)) + 1
+        operands.append(torch.empty(span, dtype=tensor.dtype).as_strided(tensor.shape, strides).copy_(tensor))
+    result = operator(operation)(*operands, *case.arguments(operation))
+    assert_right(result, operation, *operands, case.arguments(operation))
+
+
+def test_reference_on_cuda_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA tensor where no kernels are built is served, slowly, and says how to mend that."""
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    reason = "The package was built without them."
+    monkeypatch.setattr(_library, "build_info", lambda: {"no_cuda_reason": reason})
+    _library._warn_of_reference_on_cuda.cache_clear()
+    case = Case(1, 1, 1, (3, 3), (3, 3), (1, 1), (1, 1), (1, 1))
+    first, second = case.operands("involution")
+    kernel = _library._by_reference("involution")
+    with pytest.warns(UserWarning, match=f"slow reference on a CUDA tensor.*{reason}.*INVOLUTION_BUILD=cuda .*pip"):
+        kernel(first.as_subclass(OnCuda), second, *case.arguments("involution"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel(first.as_subclass(OnCuda), second, *case.arguments("involution"))
