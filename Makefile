@@ -1,0 +1,65 @@
+# `make` lists what there is. Each target makes what it needs first: from a fresh clone, `make test` or
+# `make demo` is enough.
+#
+#   PYTHON        the interpreter that makes the virtual environment
+#   VENV          where that is
+#   TORCH         the torch to install in it; pip's newest when the environment has none yet
+#   PYTEST_ARGS   more arguments for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch>=2.4
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.involution-installed
+# Whatever the compiled parts are made of: a change to any of them installs again.
+BUILT_FROM := pyproject.toml setup.py involution/_version.py $(wildcard tools/*.py) \
+              $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help venv test demo lint format sanitize profile clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+venv: $(INSTALLED)  ## make the virtual environment and install the project in it, editable
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first, so that the build finds it instead of fetching another.
+$(INSTALLED): $(BIN)/python $(BUILT_FROM)
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install --editable '.[dev]'
+	$(BIN)/python -c 'import involution; print(involution.build_info())'
+	@touch $@
+
+test: venv  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: venv  ## run the layer and the operator on a photograph
+	$(BIN)/python examples/demo.py
+
+lint: venv  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+
+format: venv  ## put the code into the style that lint checks
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+sanitize: venv  ## run the GPU tests under compute-sanitizer
+	PYTHON=$(BIN)/python tools/sanitize.sh $(PYTEST_ARGS)
+
+profile: venv  ## record a profile with NVTX ranges
+	PYTHON=$(BIN)/python tools/profile.sh
+
+clean:  ## remove what was built; the virtual environment stays
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find involution -name '*.so' -delete
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(INSTALLED)
