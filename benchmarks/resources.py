@@ -76,7 +76,9 @@ def _readable(names: Sequence[str]) -> list[str]:
     """`gather_tile_kernel<float, 7, 1, false>` for what the compiler calls it, where c++filt is there to say."""
     if shutil.which("c++filt") is None or not names:
         return list(names)
-    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    ).stdout
     return [re.sub(r"^void |involution::|\(.*", "", line) for line in text.splitlines()]
 
 
@@ -91,15 +93,21 @@ def all_resources(nvcc: str, architecture: str) -> list[Resources]:
 def main() -> int:
     """Prints the table; returns 1 if a kernel is not clean."""
     parser = argparse.ArgumentParser(description="Registers, stack frame and spills of every CUDA kernel.")
-    parser.add_argument("--arch", default="sm_90", help="the architecture to compile for (default: %(default)s)")
+    parser.add_argument(
+        "--arch", default="sm_90", help="the architecture to compile for (default: %(default)s)"
+    )
     architecture = parser.parse_args().arch
     nvcc = find_nvcc()
     if nvcc is None:
-        sys.exit("No nvcc was found on PATH, in CUDA_HOME or in /usr/local/cuda; it comes with the CUDA toolkit.")
+        sys.exit(
+            "No nvcc was found on PATH, in CUDA_HOME or in /usr/local/cuda; it comes with the CUDA toolkit."
+        )
     table = all_resources(nvcc, architecture)
     print(f"{'kernel (' + architecture + ')':<52}{'registers':>10}{'stack':>7}{'spilled':>9}")
     for row in sorted(table, key=lambda row: row.kernel):
-        print(f"{row.kernel:<52}{row.registers:>10}{row.stack_frame:>7}{row.spill_stores + row.spill_loads:>9}")
+        print(
+            f"{row.kernel:<52}{row.registers:>10}{row.stack_frame:>7}{row.spill_stores + row.spill_loads:>9}"
+        )
     unclean = [row.kernel for row in table if not row.clean]
     if unclean:
         print(f"{len(unclean)} of {len(table)} kernels spill or have a stack frame: {', '.join(unclean)}.")

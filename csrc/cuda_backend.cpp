@@ -32,9 +32,9 @@ const DeviceLimits& limits_of(c10::DeviceIndex device) {
       C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
       return static_cast<int64_t>(value);
     };
-    known[index] = std::make_unique<DeviceLimits>(DeviceLimits{read(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                                                               read(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-                                                               read(cudaDevAttrMultiProcessorCount)});
+    known[index] = std::make_unique<DeviceLimits>(DeviceLimits{
+        read(cudaDevAttrMaxSharedMemoryPerBlockOptin), read(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+        read(cudaDevAttrMultiProcessorCount)});
   }
   return *known[index];
 }
@@ -54,8 +54,8 @@ void launch_as(Operation operation, const Problem& problem, const Plan& plan, co
 }
 
 // Fills the third of x, w and y from the other two; `a` and `b` are those in the operation's own order.
-void run(Operation operation, const at::Tensor& x, const at::Tensor& w, const at::Tensor& y, const Window& window,
-         const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
+void run(Operation operation, const at::Tensor& x, const at::Tensor& w, const at::Tensor& y,
+         const Window& window, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
   const Problem problem = make_problem(x, w, y, window);
   if (out.numel() == 0) return;
   if (a.numel() == 0 || b.numel() == 0) {
@@ -94,8 +94,9 @@ at::Tensor involution_cuda(const at::Tensor& input, const at::Tensor& weight, at
   return out;
 }
 
-at::Tensor involution_transpose_cuda(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef output_size,
-                                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+at::Tensor involution_transpose_cuda(const at::Tensor& input, const at::Tensor& weight,
+                                     at::IntArrayRef output_size, at::IntArrayRef stride,
+                                     at::IntArrayRef padding, at::IntArrayRef dilation) {
   const Window window{kernel_size_of(weight), stride, padding, dilation};
   check_operands("involution_transpose", input, weight, window);
   const c10::cuda::CUDAGuard guard(input.device());
@@ -111,8 +112,8 @@ at::Tensor local_correlation_cuda(const at::Tensor& query, const at::Tensor& key
   const Window window{kernel_size, stride, padding, dilation};
   check_operands("local_correlation", query, key, window);
   const c10::cuda::CUDAGuard guard(query.device());
-  at::Tensor out = empty_weight(query.size(0), groups, kernel_size, query.sizes().slice(2), is_channels_last(query),
-                                query.options());
+  at::Tensor out = empty_weight(query.size(0), groups, kernel_size, query.sizes().slice(2),
+                                is_channels_last(query), query.options());
   run(Operation::kCorrelation, key, out, query, window, query, key, out);
   return out;
 }

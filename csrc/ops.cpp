@@ -13,10 +13,12 @@
 TORCH_LIBRARY(involution, library) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   library.def(
-      "involution(Tensor input, Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] dilation) -> Tensor",
+      "involution(Tensor input, Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] dilation) -> "
+      "Tensor",
       tags);
   library.def(
-      "involution_transpose(Tensor input, Tensor weight, SymInt[] output_size, SymInt[] stride, SymInt[] padding, "
+      "involution_transpose(Tensor input, Tensor weight, SymInt[] output_size, SymInt[] stride, SymInt[] "
+      "padding, "
       "SymInt[] dilation) -> Tensor",
       tags);
   library.def(

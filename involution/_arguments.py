@@ -75,7 +75,9 @@ def complete_window(
     return Window(kernel_size, strides, front, behind, dilations)
 
 
-def check_pair(axes: int, first: Tensor, first_name: str, second: Tensor, second_name: str, second_dims: int) -> None:
+def check_pair(
+    axes: int, first: Tensor, first_name: str, second: Tensor, second_name: str, second_dims: int
+) -> None:
     """Two floating-point tensors of one dtype, device and batch size, with the dimensions they must have."""
     for tensor, name in ((first, first_name), (second, second_name)):
         if not isinstance(tensor, Tensor):
@@ -86,7 +88,9 @@ def check_pair(axes: int, first: Tensor, first_name: str, second: Tensor, second
             f"but its shape is {_shape(first)}."
         )
     if second.dim() != second_dims:
-        layout = "(batch, channels, {0})" if second_dims == axes + 2 else "(batch, groups, kernel {0}, output {0})"
+        layout = (
+            "(batch, channels, {0})" if second_dims == axes + 2 else "(batch, groups, kernel {0}, output {0})"
+        )
         raise ValueError(
             f"{second_name} must be {layout.format(_axis_names(axes))} with {second_dims} dimensions, "
             f"but its shape is {_shape(second)}."
@@ -117,13 +121,17 @@ def check_groups(channels: int, groups: int, name: str) -> None:
     if groups < 1:
         raise ValueError(f"groups must be at least 1, not {groups}.")
     if channels % groups != 0:
-        raise ValueError(f"The {channels} channels of {name} cannot be divided into {groups} groups of one size.")
+        raise ValueError(
+            f"The {channels} channels of {name} cannot be divided into {groups} groups of one size."
+        )
 
 
 def check_kernel_size(kernel_size: Sequence[int], name: str) -> None:
     """Kernel sizes of at least 1."""
     if any(size < 1 for size in kernel_size):
-        raise ValueError(f"The kernel size must be at least 1 along every axis, but {name} gives {tuple(kernel_size)}.")
+        raise ValueError(
+            f"The kernel size must be at least 1 along every axis, but {name} gives {tuple(kernel_size)}."
+        )
 
 
 def output_size(input_size: Sequence[int], window: Window, name: str) -> tuple[int, ...]:
@@ -156,12 +164,17 @@ def transposed_size(
             )
         reach = window.dilation[axis] * (window.kernel_size[axis] - 1) + 1
         result = (
-            (size - 1) * window.stride[axis] - window.padding[axis] - window.padding_end[axis] + reach + extra[axis]
+            (size - 1) * window.stride[axis]
+            - window.padding[axis]
+            - window.padding_end[axis]
+            + reach
+            + extra[axis]
         )
         if result < 1:
             raise ValueError(
-                f"An input of size {tuple(input_size)} with kernel size {window.kernel_size}, stride {window.stride} and "
-                f"padding {window.padding} gives an output of size {result} along axis {axis}; it must be at least 1."
+                f"An input of size {tuple(input_size)} with kernel size {window.kernel_size}, stride {window.stride} "
+                f"and padding {window.padding} gives an output of size {result} along axis {axis}, which "
+                "must be at least 1."
             )
         sizes.append(result)
     return tuple(sizes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,20 +45,19 @@ def _empty(sizes: Sequence[int], leading: int, channels_last: bool, like: Tensor
     return like.new_empty([sizes[axis] for axis in order]).permute([order.index(axis) for axis in axes])
 
 
-def _empty_result(operation: str, *arguments: object) -> Tensor:
+def _empty_result(operation: str, first: Tensor, *arguments: Any) -> Tensor:
     """What the operator returns, in shape and storage, from the arguments of its schema."""
-    first: Tensor = arguments[0]  # type: ignore[assignment]
     channels_last = is_channels_last(first)
+    if operation == "local_correlation":
+        _, kernel_size, groups, *_ = arguments
+        sizes = [first.shape[0], groups, *kernel_size, *first.shape[2:]]
+        return _empty(sizes, 2 + len(kernel_size), channels_last, first)
     if operation == "involution":
-        weight, stride = arguments[1:3]
-        space = weight.shape[2 + len(stride) :]  # type: ignore[attr-defined,arg-type]
-    elif operation == "involution_transpose":
-        space = arguments[2]
+        weight, stride, *_ = arguments
+        space = weight.shape[2 + len(stride) :]
     else:
-        kernel_size, groups = arguments[2:4]
-        sizes = [first.shape[0], groups, *kernel_size, *first.shape[2:]]  # type: ignore[misc]
-        return _empty(sizes, 2 + len(kernel_size), channels_last, first)  # type: ignore[arg-type]
-    return _empty([*first.shape[:2], *space], 2, channels_last, first)  # type: ignore[misc]
+        _, space, *_ = arguments
+    return _empty([*first.shape[:2], *space], 2, channels_last, first)
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def _warn_of_reference_on_cuda() -> None:
 def _by_reference(operation: str) -> Callable[..., Tensor]:
     function = getattr(reference, operation)
 
-    def kernel(first: Tensor, *arguments: object) -> Tensor:
+    def kernel(first: Tensor, *arguments: Any) -> Tensor:
         if first.is_cuda:
             _warn_of_reference_on_cuda()
         # The same storage format as the kernels give, whatever the formula's own.

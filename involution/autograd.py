@@ -29,8 +29,9 @@ from torch.autograd import forward_ad
 
 from . import _library
 
-__all__ = ["Correlate", "Involve", "Transpose", "correlate", "involve", "transpose"]
+Size = Sequence[int]
 
+__all__ = ["Correlate", "Involve", "Transpose", "correlate", "involve", "transpose"]
 
 
 class _Bilinear(torch.autograd.Function):
@@ -43,7 +44,7 @@ class _Bilinear(torch.autograd.Function):
     operator: Callable[..., Tensor]
 
     @classmethod
-    def forward(cls, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:  # type: ignore[override]
+    def forward(cls, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
         return cls.operator(first, second, *arguments)
 
     @staticmethod
@@ -67,7 +68,7 @@ class _Bilinear(torch.autograd.Function):
         raise NotImplementedError
 
     @classmethod
-    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, second = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (
@@ -77,7 +78,7 @@ class _Bilinear(torch.autograd.Function):
         )
 
     @classmethod
-    def jvp(cls, ctx: Any, first_tangent: Tensor | None, second_tangent: Tensor | None, *_: None) -> Tensor:  # type: ignore[override]
+    def jvp(cls, ctx: Any, first_tangent: Tensor | None, second_tangent: Tensor | None, *_: None) -> Tensor:
         """The product rule."""
         first, second = ctx.saved_tensors
         terms = []
@@ -88,7 +89,9 @@ class _Bilinear(torch.autograd.Function):
         return sum(terms[1:], terms[0])
 
     @classmethod
-    def vmap(cls, info: Any, in_dims: tuple, first: Tensor, second: Tensor, *arguments: Any) -> tuple[Tensor, int]:  # type: ignore[override]
+    def vmap(
+        cls, info: Any, in_dims: tuple, first: Tensor, second: Tensor, *arguments: Any
+    ) -> tuple[Tensor, int]:
         """The mapped axis joins the batch, over which the operations are maps anyway."""
         size = info.batch_size
         folded = (_fold(first, in_dims[0], size), _fold(second, in_dims[1], size))
@@ -105,7 +108,9 @@ def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 class _Eager:
     """The faster form of a Function, for eager mode only: the context is filled while forward runs."""
 
-    setup_context = staticmethod(torch.autograd.Function.setup_context)  # not overridden, says this to autograd
+    setup_context = staticmethod(
+        torch.autograd.Function.setup_context
+    )  # not overridden, says this to autograd
 
     @classmethod
     def forward(cls, ctx: Any, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
@@ -120,11 +125,15 @@ class Involve(_Bilinear):
     operator = _library.involution
 
     @staticmethod
-    def first_gradient(grad, input, weight, stride, padding, dilation):  # noqa: D102
+    def first_gradient(  # noqa: D102
+        grad: Tensor, input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size
+    ) -> Tensor:
         return transpose(grad, weight, input.shape[2:], stride, padding, dilation)
 
     @staticmethod
-    def second_gradient(grad, input, weight, stride, padding, dilation):  # noqa: D102
+    def second_gradient(  # noqa: D102
+        grad: Tensor, input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size
+    ) -> Tensor:
         kernel_size = weight.shape[2 : 2 + len(stride)]
         return correlate(grad, input, kernel_size, weight.shape[1], stride, padding, dilation)
 
@@ -135,11 +144,27 @@ class Transpose(_Bilinear):
     operator = _library.involution_transpose
 
     @staticmethod
-    def first_gradient(grad, input, weight, output_size, stride, padding, dilation):  # noqa: D102
+    def first_gradient(  # noqa: D102
+        grad: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output_size: Size,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+    ) -> Tensor:
         return involve(grad, weight, stride, padding, dilation)
 
     @staticmethod
-    def second_gradient(grad, input, weight, output_size, stride, padding, dilation):  # noqa: D102
+    def second_gradient(  # noqa: D102
+        grad: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output_size: Size,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+    ) -> Tensor:
         kernel_size = weight.shape[2 : 2 + len(stride)]
         return correlate(input, grad, kernel_size, weight.shape[1], stride, padding, dilation)
 
@@ -150,31 +175,58 @@ class Correlate(_Bilinear):
     operator = _library.local_correlation
 
     @staticmethod
-    def first_gradient(grad, query, key, kernel_size, groups, stride, padding, dilation):  # noqa: D102
+    def first_gradient(  # noqa: D102
+        grad: Tensor,
+        query: Tensor,
+        key: Tensor,
+        kernel_size: Size,
+        groups: int,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+    ) -> Tensor:
         return involve(key, grad, stride, padding, dilation)
 
     @staticmethod
-    def second_gradient(grad, query, key, kernel_size, groups, stride, padding, dilation):  # noqa: D102
+    def second_gradient(  # noqa: D102
+        grad: Tensor,
+        query: Tensor,
+        key: Tensor,
+        kernel_size: Size,
+        groups: int,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+    ) -> Tensor:
         return transpose(query, grad, key.shape[2:], stride, padding, dilation)
 
 
-class EagerInvolve(_Eager, Involve):
+class EagerInvolve(_Eager, Involve):  # type: ignore[misc]
     """``Involve`` for eager mode."""
 
 
-class EagerTranspose(_Eager, Transpose):
+class EagerTranspose(_Eager, Transpose):  # type: ignore[misc]
     """``Transpose`` for eager mode."""
 
 
-class EagerCorrelate(_Eager, Correlate):
+class EagerCorrelate(_Eager, Correlate):  # type: ignore[misc]
     """``Correlate`` for eager mode."""
 
 
-_EAGER: dict[type[_Bilinear], Any] = {Involve: EagerInvolve, Transpose: EagerTranspose, Correlate: EagerCorrelate}
+_EAGER: dict[type[_Bilinear], Any] = {
+    Involve: EagerInvolve,
+    Transpose: EagerTranspose,
+    Correlate: EagerCorrelate,
+}
 
 
 def _dispatch(
-    operator: Callable[..., Tensor], composable: Any, eager: Any, first: Tensor, second: Tensor, *arguments: Any
+    operator: Callable[..., Tensor],
+    composable: Any,
+    eager: Any,
+    first: Tensor,
+    second: Tensor,
+    *arguments: Any,
 ) -> Tensor:
     """The cheapest way to compute an operation that keeps every derivative that can be asked for."""
     if torch.compiler.is_compiling():

@@ -153,7 +153,8 @@ def involution3d(
 
     Args:
         input: ``(B, C, D, H, W)``.
-        weight: ``(B, G, KD, KH, KW, Dout, Hout, Wout)``, of the dtype and device of ``input``; ``C`` is divisible by ``G``.
+        weight: ``(B, G, KD, KH, KW, Dout, Hout, Wout)``, of the dtype and device of ``input``; ``C`` is divisible
+            by ``G``.
         stride: positions from one window to the next; an integer or one per axis.
         padding: zeros on both sides, an integer or one per axis; ``"same"`` keeps the size (stride 1; for an even
             kernel the extra zero goes at the end), ``"valid"`` is 0.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,17 +48,23 @@ def _extents(
 
 def _reached(
     point: Sequence[int], output_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[slice, ...]:
-    """The positions, in the padded frame, that one kernel point reaches from every output position."""
-    return tuple(
+) -> tuple[Any, ...]:
+    """The index of the positions, in the padded frame, that a kernel point reaches from every output position."""
+    places = (
         slice(k * d, k * d + s * (o - 1) + 1 if o > 0 else k * d, s)
         for k, o, s, d in zip(point, output_size, stride, dilation, strict=True)
     )
+    return (..., *places)
+
+
+def _point_index(point: Sequence[int]) -> tuple[Any, ...]:
+    """The index of one kernel point's values, with an axis for the channels of a group."""
+    return (slice(None), slice(None), None, *point)
 
 
 def _pad(x: Tensor, padding: Sequence[int], extents: Sequence[int]) -> Tensor:
     """Zeros around ``x``, or a crop of it, so that its spatial axes are just what the windows reach."""
-    inside: list[slice] = []
+    inside: list[Any] = [...]
     amounts: list[int] = []
     for size, front, extent in zip(x.shape[2:], padding, extents, strict=True):
         start = min(max(0, -front), size)
@@ -65,7 +72,7 @@ def _pad(x: Tensor, padding: Sequence[int], extents: Sequence[int]) -> Tensor:
         inside.append(slice(start, stop))
         before = min(max(0, front), extent)
         amounts = [before, extent - before - (stop - start), *amounts]
-    return F.pad(x[(..., *inside)], amounts)
+    return F.pad(x[tuple(inside)], amounts)
 
 
 def involution(
@@ -76,7 +83,9 @@ def involution(
     Args:
         input: ``(B, C, *In)``.
         weight: ``(B, G, *K, *Out)``, with ``C`` divisible by ``G``.
-        stride, padding, dilation: one integer per axis; ``padding`` counts zeros in front.
+        stride: positions from one window to the next, one integer per axis.
+        padding: zeros in front of each axis.
+        dilation: positions from one kernel point to the next.
 
     Returns:
         ``(B, C, *Out)``.
@@ -90,8 +99,8 @@ def involution(
     padded = padded.unflatten(1, (groups, channels // groups))
     output = padded.new_zeros((batch, groups, channels // groups, *output_size))
     for point in _points(kernel_size):
-        shifted = padded[(..., *_reached(point, output_size, stride, dilation))]
-        output = output + shifted * weight[(slice(None), slice(None), None, *point)].to(dtype)
+        shifted = padded[_reached(point, output_size, stride, dilation)]
+        output = output + shifted * weight[_point_index(point)].to(dtype)
     return output.flatten(1, 2).to(input.dtype)
 
 
@@ -109,7 +118,9 @@ def involution_transpose(
         input: ``y``, ``(B, C, *Out)``.
         weight: ``(B, G, *K, *Out)``, with ``C`` divisible by ``G``.
         output_size: the spatial size ``In`` of the result.
-        stride, padding, dilation: one integer per axis, those of the involution that this transposes.
+        stride: that of the involution which this transposes, one integer per axis.
+        padding: likewise.
+        dilation: likewise.
 
     Returns:
         ``(B, C, *In)``.
@@ -123,8 +134,7 @@ def involution_transpose(
     extents = _extents(frame, kernel_size, stride, dilation)
     spread = grouped.new_zeros((batch, groups, channels // groups, *extents))
     for point in _points(kernel_size):
-        places = (..., *_reached(point, frame, stride, dilation))
-        spread[places] += grouped * weight[(slice(None), slice(None), None, *point)].to(dtype)
+        spread[_reached(point, frame, stride, dilation)] += grouped * weight[_point_index(point)].to(dtype)
     # Cropping the padding is padding with the opposite sign.
     cropped = _pad(spread.flatten(1, 2), [-front for front in padding], output_size)
     return cropped.to(input.dtype)
@@ -146,7 +156,9 @@ def local_correlation(
         key: ``x``, ``(B, C, *In)``.
         kernel_size: the neighbourhood's size along each axis.
         groups: how many groups the channels are divided into.
-        stride, padding, dilation: one integer per axis; ``padding`` counts zeros in front.
+        stride: positions from one window to the next, one integer per axis.
+        padding: zeros in front of each axis.
+        dilation: positions from one kernel point to the next.
 
     Returns:
         ``(B, G, *K, *Out)``.
@@ -159,7 +171,7 @@ def local_correlation(
     padded = padded.unflatten(1, (groups, channels // groups))
     grouped = query.to(dtype).unflatten(1, (groups, channels // groups))
     products = [
-        (grouped * padded[(..., *_reached(point, output_size, stride, dilation))]).sum(2)
+        (grouped * padded[_reached(point, output_size, stride, dilation)]).sum(2)
         for point in _points(kernel_size)
     ]
     return torch.stack(products, 2).reshape(batch, groups, *kernel_size, *output_size).to(query.dtype)

@@ -14,7 +14,9 @@ LIBRARY = "INVOLUTION_BACKEND_ON_HOST"
 
 torch.ops.load_library(os.environ[LIBRARY])
 for _name in ("involution", "involution_transpose", "local_correlation"):
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"involution::{_name}", "CPU"), involution.build_info()
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"involution::{_name}", "CPU"), (
+        involution.build_info()
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -69,7 +69,9 @@ class Case:
             ((self.batch, self.channels, *self.output), self.y_layout, 2),
         )
         return tuple(  # type: ignore[return-value]
-            laid_out(torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype), layout, leading)
+            laid_out(
+                torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype), layout, leading
+            )
             for shape, layout, leading in shapes
         )
 
@@ -98,7 +100,9 @@ def laid_out(tensor: Tensor, layout: str, leading: int) -> Tensor:
         stored = tensor.permute(order).contiguous()
         return stored.permute([order.index(axis) for axis in axes])
     if layout == "sliced":  # out of a larger tensor, at an odd offset, with a step along the last axis
-        larger = tensor.new_full((*(size + 1 for size in tensor.shape[:-1]), 2 * tensor.shape[-1] + 3), float("nan"))
+        larger = tensor.new_full(
+            (*(size + 1 for size in tensor.shape[:-1]), 2 * tensor.shape[-1] + 3), float("nan")
+        )
         view = larger[(*(slice(1, None) for _ in axes[:-1]), slice(3, None, 2))]
         return view.copy_(tensor)
     if layout == "expanded":  # as the gradient of a sum is: one value, no memory
@@ -156,7 +160,12 @@ def _plain(operation: str, first: Tensor, second: Tensor, arguments: tuple) -> T
     if operation == "local_correlation":
         x, frame, kernel, groups = second, first.shape[2:], arguments[0], arguments[1]
     elif operation == "involution":
-        x, frame, kernel, groups = first, second.shape[2 + axes :], second.shape[2 : 2 + axes], second.shape[1]
+        x, frame, kernel, groups = (
+            first,
+            second.shape[2 + axes :],
+            second.shape[2 : 2 + axes],
+            second.shape[1],
+        )
     else:  # the transpose is the gradient of the plain involution, whose input does not matter
         x = first.new_zeros((*first.shape[:2], *arguments[0]), requires_grad=True)
         out = _plain("involution", x, second, arguments[-3:])
@@ -192,7 +201,11 @@ def assert_right(result: Tensor, operation: str, first: Tensor, second: Tensor, 
         return
     scale = np.abs(expected).max()
     error = np.abs(result.detach().cpu().double().numpy() - expected).max()
-    plain_error = np.abs(plain(operation, first, second, arguments).detach().double().numpy() - expected).max()
+    plain_error = np.abs(
+        plain(operation, first, second, arguments).detach().double().numpy() - expected
+    ).max()
     bound = 2 * plain_error + torch.finfo(first.dtype).eps * scale
-    assert error <= bound, f"{operation}: error {error:.3g} exceeds {bound:.3g}, plain PyTorch's is {plain_error:.3g}"
+    assert error <= bound, (
+        f"{operation}: error {error:.3g} exceeds {bound:.3g}, plain PyTorch's is {plain_error:.3g}"
+    )
     assert error <= CEILING[first.dtype] * max(scale, 1.0), f"{operation}: error {error:.3g} of {scale:.3g}"

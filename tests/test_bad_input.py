@@ -104,7 +104,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("function", "arguments", "options", "kind", "message"), BAD, ids=range(len(BAD)))
-def test_bad_input(function, arguments, options, kind, message) -> None:  # noqa: ANN001
+def test_bad_input(function, arguments, options, kind, message) -> None:
     before = [a.clone() for a in arguments if isinstance(a, torch.Tensor) and not a.is_meta]
     with pytest.raises(kind) as caught:
         function(*arguments, **options)

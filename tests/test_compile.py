@@ -67,9 +67,7 @@ def test_compile_all_operations(axes: int) -> None:
     x = torch.randn(2, 4, *(6, 5, 4)[:axes], dtype=torch.float64, requires_grad=True)
     compiled = torch.compile(composed, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), composed(x))
-    torch.testing.assert_close(
-        torch.autograd.grad(compiled(x), x), torch.autograd.grad(composed(x), x)
-    )
+    torch.testing.assert_close(torch.autograd.grad(compiled(x), x), torch.autograd.grad(composed(x), x))
 
 
 def test_bad_arguments_are_explained_under_compile() -> None:
@@ -98,4 +96,6 @@ def test_schemas_are_those_of_the_extension() -> None:
 
     operators = (torch.ops.involution.involution, torch.ops.involution.involution_transpose)
     operators += (torch.ops.involution.local_correlation,)
-    assert [str(operator.default._schema) for operator in operators] == [f"involution::{text}" for text in SCHEMAS]
+    assert [str(operator.default._schema) for operator in operators] == [
+        f"involution::{text}" for text in SCHEMAS
+    ]

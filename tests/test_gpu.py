@@ -16,7 +16,9 @@ import involution
 pytestmark = pytest.mark.gpu
 
 EACH_OPERATION = pytest.mark.parametrize("operation", cases.OPERATIONS)
-EACH_DTYPE = pytest.mark.parametrize("dtype", cases.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+EACH_DTYPE = pytest.mark.parametrize(
+    "dtype", cases.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,7 +190,9 @@ def test_more_than_2_31_elements(force_generic: bool) -> None:
     assert x.numel() > 2**31
     padding = (0, kernel // 2)
     y = involution.involution2d(x, w, padding=padding)
-    torch.testing.assert_close(y[-1:], involution.involution2d(x[-1:], w[-1:], padding=padding), rtol=0, atol=0)
+    torch.testing.assert_close(
+        y[-1:], involution.involution2d(x[-1:], w[-1:], padding=padding), rtol=0, atol=0
+    )
     back = involution.involution_transpose2d(y, w, padding=padding)
     alone = involution.involution_transpose2d(y[-1:], w[-1:], padding=padding)
     torch.testing.assert_close(back[-1:], alone, rtol=0, atol=0)

@@ -98,7 +98,7 @@ def test_only_the_gradients_that_are_asked_for(
     for name in ("involve", "transpose", "correlate"):
         original = getattr(autograd, name)
 
-        def counted(*arguments: object, name: str = name, original=original) -> torch.Tensor:  # noqa: ANN001
+        def counted(*arguments: object, name: str = name, original=original) -> torch.Tensor:
             calls.append(name)
             return original(*arguments)
 

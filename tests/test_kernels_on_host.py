@@ -19,7 +19,9 @@ pytestmark = pytest.mark.skipif(
     host_build.why_unavailable() is not None, reason=host_build.why_unavailable() or "available"
 )
 
-EACH_DTYPE = pytest.mark.parametrize("dtype", cases.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+EACH_DTYPE = pytest.mark.parametrize(
+    "dtype", cases.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
 EACH_OPERATION = pytest.mark.parametrize("operation", cases.OPERATIONS)
 
 # A GPU with 99 KiB of shared memory for a block, and one with so little that only small tiles fit.
@@ -43,7 +45,9 @@ def execute(runner: HostRunner, operation: str, case: Case, seed: int = 0, **opt
         "involution_transpose": (case.x_layout, 2),
         "local_correlation": (case.w_layout, 2 + case.axes),
     }[operation]
-    out = cases.laid_out(third.new_empty(third.shape), "contiguous" if layout == "expanded" else layout, leading)
+    out = cases.laid_out(
+        third.new_empty(third.shape), "contiguous" if layout == "expanded" else layout, leading
+    )
 
     def run(order: int) -> tuple[Tensor, str]:
         return runner.run(
@@ -134,7 +138,9 @@ def test_random_problems(runner: HostRunner, operation: str, axes: int) -> None:
 def test_many_channels_pass_through_in_stages(runner: HostRunner, operation: str, dtype: torch.dtype) -> None:
     """More channels in a group than a block stages at a time, with two kernel slices in depth."""
     for channels, layout in ((70, "contiguous"), (67, "channels_last")):
-        case = Case(1, 2, channels, (3, 5, 9), (2, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), dtype, *[layout] * 3)
+        case = Case(
+            1, 2, channels, (3, 5, 9), (2, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), dtype, *[layout] * 3
+        )
         assert execute(runner, operation, case).startswith("tiled")
 
 

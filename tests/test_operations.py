@@ -35,7 +35,9 @@ def call_public(operation: str, case: Case, first: torch.Tensor, second: torch.T
         return function(first, second, case.kernel, case.groups, case.stride, case.padding, case.dilation)
     natural = (
         (o - 1) * s - 2 * p + d * (k - 1) + 1
-        for o, s, p, d, k in zip(case.output, case.stride, case.padding, case.dilation, case.kernel, strict=True)
+        for o, s, p, d, k in zip(
+            case.output, case.stride, case.padding, case.dilation, case.kernel, strict=True
+        )
     )
     output_padding = tuple(i - n for i, n in zip(case.input, natural, strict=True))
     return function(first, second, case.stride, case.padding, output_padding, case.dilation)
@@ -104,7 +106,9 @@ def test_frames_are_independent(operation: str, axes: int) -> None:
         shape = (case.batch, case.groups, *case.kernel, *output)
         w = torch.randn(shape, dtype=torch.float64, generator=generator)
         arguments = case.with_(padding=padding).arguments(operation)
-        operands = {"involution": (x, w), "involution_transpose": (y, w), "local_correlation": (y, x)}[operation]
+        operands = {"involution": (x, w), "involution_transpose": (y, w), "local_correlation": (y, x)}[
+            operation
+        ]
         assert_right(operator(operation)(*operands, *arguments), operation, *operands, arguments)
 
 
@@ -113,7 +117,9 @@ def test_frames_are_independent(operation: str, axes: int) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_result_has_the_format_of_the_first_tensor(operation: str, axes: int, layout: str) -> None:
     size = (4, 5, 6)[-axes:]
-    case = Case(2, 2, 3, size, (3,) * axes, (1,) * axes, (1,) * axes, (1,) * axes, torch.float32, *[layout] * 3)
+    case = Case(
+        2, 2, 3, size, (3,) * axes, (1,) * axes, (1,) * axes, (1,) * axes, torch.float32, *[layout] * 3
+    )
     first, second = case.operands(operation)
     result = call_public(operation, case, first, second)
     leading = 2 + axes if operation == "local_correlation" else 2
@@ -300,7 +306,9 @@ def test_reference_on_cuda_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(1, 1, 1, (3, 3), (3, 3), (1, 1), (1, 1), (1, 1))
     first, second = case.operands("involution")
     kernel = _library._by_reference("involution")
-    with pytest.warns(UserWarning, match=f"slow reference on a CUDA tensor.*{reason}.*INVOLUTION_BUILD=cuda .*pip"):
+    with pytest.warns(
+        UserWarning, match=f"slow reference on a CUDA tensor.*{reason}.*INVOLUTION_BUILD=cuda .*pip"
+    ):
         kernel(first.as_subclass(OnCuda), second, *case.arguments("involution"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

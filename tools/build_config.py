@@ -23,7 +23,7 @@ MODES = ("auto", "cuda", "cpu", "none")
 
 # The first release with torch.library.register_fake, register_autograd and opcheck.
 OLDEST_TORCH = (2, 4)
-TORCH_REQUIREMENT = "torch>=2.4"
+TORCH_REQUIREMENT = "torch>=2.5"
 
 
 class BuildError(Exception):

@@ -3,8 +3,8 @@
 // They serve what the tiled kernels do not fit. A kernel value is still loaded once for several channels.
 #pragma once
 
-#include "scalar.cuh"
 #include "../involution.h"
+#include "scalar.cuh"
 
 namespace involution {
 
@@ -20,8 +20,8 @@ struct GenericPosition {
 };
 
 // Positions fastest, then the chunks of a group, then groups and batch.
-__device__ __forceinline__ GenericPosition generic_position(int64_t index, const int64_t (&size)[3], int64_t chunks,
-                                                            int64_t groups) {
+__device__ __forceinline__ GenericPosition generic_position(int64_t index, const int64_t (&size)[3],
+                                                            int64_t chunks, int64_t groups) {
   GenericPosition at;
 #pragma unroll
   for (int axis = 2; axis >= 0; --axis) {
@@ -61,8 +61,8 @@ __device__ __forceinline__ bool input_position(const Problem& p, const int64_t (
 }
 
 // The output position whose kernel point k reads input position i, and whether it exists.
-__device__ __forceinline__ bool output_position(const Problem& p, const int64_t (&i)[3], const int64_t (&k)[3],
-                                                int64_t (&position)[3]) {
+__device__ __forceinline__ bool output_position(const Problem& p, const int64_t (&i)[3],
+                                                const int64_t (&k)[3], int64_t (&position)[3]) {
   bool exists = true;
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kGenericThreads, 2)
                           T* __restrict__ result) {
   using Sum = Accumulate<T>;
   const int64_t chunks = (p.channels_per_group + kGenericChannels - 1) / kGenericChannels;
-  const int64_t(&size)[3] = kTransposed ? p.input : p.output;
+  const int64_t (&size)[3] = kTransposed ? p.input : p.output;
   const ActivationStrides& source_strides = kTransposed ? p.y : p.x;
   const ActivationStrides& result_strides = kTransposed ? p.x : p.y;
   const int64_t total = p.batch * p.groups * chunks * size[0] * size[1] * size[2];
@@ -103,8 +103,8 @@ __global__ void __launch_bounds__(kGenericThreads, 2)
               kTransposed ? output_position(p, at.space, k, other) : input_position(p, at.space, k, other);
           // An output position that does not exist contributes nothing; a zero of the padding takes part.
           if (kTransposed && !exists) continue;
-          const int64_t(&reached)[3] = other;
-          const int64_t(&output)[3] = kTransposed ? reached : at.space;
+          const int64_t (&reached)[3] = other;
+          const int64_t (&output)[3] = kTransposed ? reached : at.space;
           const Sum value = widen(weight[offset_of(p.w, at.batch, at.group, k, output)]);
           const int64_t first = exists ? offset_of(source_strides, at.batch, channel, other) : 0;
 #pragma unroll

@@ -3,6 +3,7 @@
 
 namespace involution {
 
-template cudaError_t launch(Operation, const Problem&, const Plan&, const BFloat16*, const BFloat16*, BFloat16*, cudaStream_t);
+template cudaError_t launch(Operation, const Problem&, const Plan&, const BFloat16*, const BFloat16*,
+                            BFloat16*, cudaStream_t);
 
 }  // namespace involution

@@ -3,6 +3,7 @@
 
 namespace involution {
 
-template cudaError_t launch(Operation, const Problem&, const Plan&, const Float16*, const Float16*, Float16*, cudaStream_t);
+template cudaError_t launch(Operation, const Problem&, const Plan&, const Float16*, const Float16*, Float16*,
+                            cudaStream_t);
 
 }  // namespace involution

@@ -3,6 +3,7 @@
 
 namespace involution {
 
-template cudaError_t launch(Operation, const Problem&, const Plan&, const double*, const double*, double*, cudaStream_t);
+template cudaError_t launch(Operation, const Problem&, const Plan&, const double*, const double*, double*,
+                            cudaStream_t);
 
 }  // namespace involution

@@ -10,8 +10,8 @@ namespace involution {
 namespace launch_detail {
 
 template <typename T, int KW, int S>
-cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan& plan, const T* a, const T* b,
-                         T* out, cudaStream_t stream) {
+cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan& plan, const T* a,
+                         const T* b, T* out, cudaStream_t stream) {
   const Gather gather = make_gather(operation, problem);
   const int groups = static_cast<int>(problem.groups);
   const unsigned grid = static_cast<unsigned>(plan.blocks);
@@ -19,24 +19,24 @@ cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan
   const size_t shared = static_cast<size_t>(plan.shared_bytes);
   switch (operation) {
     case Operation::kInvolution:
-      return launch_kernel(gather_tile_kernel<T, KW, S, false>, grid, block, shared, stream, gather, plan, groups, a,
-                           b, out);
+      return launch_kernel(gather_tile_kernel<T, KW, S, false>, grid, block, shared, stream, gather, plan,
+                           groups, a, b, out);
     case Operation::kTranspose:
       if constexpr (S == 1) {
-        return launch_kernel(gather_tile_kernel<T, KW, 1, true>, grid, block, shared, stream, gather, plan, groups,
-                             a, b, out);
+        return launch_kernel(gather_tile_kernel<T, KW, 1, true>, grid, block, shared, stream, gather, plan,
+                             groups, a, b, out);
       }
       return cudaErrorInvalidValue;
     case Operation::kCorrelation:
-      return launch_kernel(correlation_tile_kernel<T, KW, S>, grid, block, shared, stream, gather, plan, groups, a, b,
-                           out);
+      return launch_kernel(correlation_tile_kernel<T, KW, S>, grid, block, shared, stream, gather, plan,
+                           groups, a, b, out);
   }
   return cudaErrorInvalidValue;
 }
 
 template <typename T, int KW>
-cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan& plan, const T* a, const T* b,
-                         T* out, cudaStream_t stream) {
+cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan& plan, const T* a,
+                         const T* b, T* out, cudaStream_t stream) {
   switch (problem.stride[kWidth]) {
     case 1:
       return launch_tiled<T, KW, 1>(operation, problem, plan, a, b, out, stream);
@@ -49,11 +49,10 @@ cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan
 template <typename T>
 cudaError_t launch_generic(Operation operation, const Problem& problem, const T* a, const T* b, T* out,
                            cudaStream_t stream) {
-  const int64_t(&size)[3] = operation == Operation::kTranspose ? problem.input : problem.output;
-  const int64_t per_plane =
-      operation == Operation::kCorrelation
-          ? problem.kernel[0] * problem.kernel[1] * problem.kernel[2]
-          : (problem.channels_per_group + kGenericChannels - 1) / kGenericChannels;
+  const int64_t (&size)[3] = operation == Operation::kTranspose ? problem.input : problem.output;
+  const int64_t per_plane = operation == Operation::kCorrelation
+                                ? problem.kernel[0] * problem.kernel[1] * problem.kernel[2]
+                                : (problem.channels_per_group + kGenericChannels - 1) / kGenericChannels;
   const int64_t threads = problem.batch * problem.groups * per_plane * size[0] * size[1] * size[2];
   // The kernels stride over what a grid of the largest size that every device takes does not cover.
   const int64_t blocks = (threads + kGenericThreads - 1) / kGenericThreads;
@@ -73,8 +72,8 @@ cudaError_t launch_generic(Operation operation, const Problem& problem, const T*
 }  // namespace launch_detail
 
 template <typename T>
-cudaError_t launch(Operation operation, const Problem& problem, const Plan& plan, const T* a, const T* b, T* out,
-                   cudaStream_t stream) {
+cudaError_t launch(Operation operation, const Problem& problem, const Plan& plan, const T* a, const T* b,
+                   T* out, cudaStream_t stream) {
   using namespace launch_detail;
   if (!plan.tiled) return launch_generic<T>(operation, problem, a, b, out, stream);
   switch (problem.kernel[kWidth]) {

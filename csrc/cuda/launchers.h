@@ -22,7 +22,7 @@ namespace involution {
 //
 // Nothing may be empty: the caller returns empty tensors, and zeros for empty sums, by itself.
 template <typename T>
-cudaError_t launch(Operation operation, const Problem& problem, const Plan& plan, const T* a, const T* b, T* out,
-                   cudaStream_t stream);
+cudaError_t launch(Operation operation, const Problem& problem, const Plan& plan, const T* a, const T* b,
+                   T* out, cudaStream_t stream);
 
 }  // namespace involution

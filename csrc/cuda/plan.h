@@ -68,7 +68,8 @@ inline int64_t plane_span(const ActivationStrides& strides, int64_t channels, co
   return span;
 }
 
-inline int64_t plane_span(const WeightStrides& strides, const int64_t (&kernel)[3], const int64_t (&size)[3]) {
+inline int64_t plane_span(const WeightStrides& strides, const int64_t (&kernel)[3],
+                          const int64_t (&size)[3]) {
   int64_t span = 0;
   for (int axis = 0; axis < 3; ++axis) {
     span += (kernel[axis] - 1) * strides.kernel[axis] + (size[axis] - 1) * strides.space[axis];
@@ -96,7 +97,8 @@ inline const char* why_generic(Operation operation, const Problem& p) {
   if (p.groups > kInt || p.channels_per_group > kInt) return "channels need 64 bits";
   if (!points_are_uniform(p)) return "the kernel points are not at one stride";
   for (int axis = 0; axis < 3; ++axis) {
-    const int64_t reach = p.dilation[axis] * p.kernel[axis] + p.padding[axis] + p.stride[axis] * p.output[axis];
+    const int64_t reach =
+        p.dilation[axis] * p.kernel[axis] + p.padding[axis] + p.stride[axis] * p.output[axis];
     if (reach > kInt / 4 || p.input[axis] > kInt / 4) return "positions need 64 bits";
   }
   if (plane_span(p.x, p.channels_per_group, p.input) > kInt ||
@@ -106,7 +108,8 @@ inline const char* why_generic(Operation operation, const Problem& p) {
   return nullptr;
 }
 
-inline bool runs_are_vectors(const int64_t (&outer)[4], int64_t along_width, int alignment, int element_size) {
+inline bool runs_are_vectors(const int64_t (&outer)[4], int64_t along_width, int alignment,
+                             int element_size) {
   if (along_width != 1 || alignment < std::min(kRun * element_size, 16)) return false;
   return std::all_of(outer, outer + 4, [](int64_t stride) { return stride % kRun == 0; });
 }
@@ -134,8 +137,8 @@ inline void lay_out(Plan& plan, Operation operation, const Problem& p, const Gat
     plan.channels_staged = std::min(channels, kCorrelationChannels);
   } else {
     plan.row_groups = 1;
-    plan.lanes =
-        static_cast<int>(std::min<int64_t>({ceil_div(channels, kLaneChannels), kMostChannelLanes, most_lanes}));
+    plan.lanes = static_cast<int>(
+        std::min<int64_t>({ceil_div(channels, kLaneChannels), kMostChannelLanes, most_lanes}));
     plan.channels_staged = std::min(channels, plan.lanes * kLaneChannels);
   }
   const int rows_staged = correlation ? plan.lanes : rows;
@@ -189,9 +192,9 @@ inline Plan make_plan(Operation operation, const Problem& p, int element_size, O
 
   const Gather gather = make_gather(operation, p);
   double best = std::numeric_limits<double>::infinity();
-  for (const TileShape tile : {TileShape{16, 16}, TileShape{8, 32}, TileShape{8, 16}, TileShape{4, 32},
-                               TileShape{8, 8}, TileShape{4, 16}, TileShape{1, 256}, TileShape{1, 128},
-                               TileShape{1, 64}}) {
+  for (const TileShape tile :
+       {TileShape{16, 16}, TileShape{8, 32}, TileShape{8, 16}, TileShape{4, 32}, TileShape{8, 8},
+        TileShape{4, 16}, TileShape{1, 256}, TileShape{1, 128}, TileShape{1, 64}}) {
     Plan candidate{};
     lay_out(candidate, operation, p, gather, tile, element_size);
     if (candidate.shared_bytes > limits.shared_memory_per_block) continue;
@@ -211,10 +214,9 @@ inline Plan make_plan(Operation operation, const Problem& p, int element_size, O
 
   const bool correlation = operation == Operation::kCorrelation;
   const WeightStrides& w = p.w;
-  plan.weight_vector =
-      !gather.mirrored &&
-      runs_are_vectors({w.batch, w.group, w.kernel[kWidth], w.space[kDepth] | w.space[kHeight]},
-                       w.space[kWidth], alignment.w, element_size);
+  plan.weight_vector = !gather.mirrored && runs_are_vectors({w.batch, w.group, w.kernel[kWidth],
+                                                             w.space[kDepth] | w.space[kHeight]},
+                                                            w.space[kWidth], alignment.w, element_size);
   const ActivationStrides& result = gather.result_strides;
   plan.result_vector =
       !correlation &&

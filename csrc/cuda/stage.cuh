@@ -20,7 +20,8 @@ struct BlockPosition {
 // Visits an n0 x n1 x n2 box, last axis fastest, `threads` elements apart, without a division per step.
 class BoxWalk {
  public:
-  __device__ __forceinline__ BoxWalk(int n0, int n1, int n2, int thread, int threads) : n0_(n0), n1_(n1), n2_(n2) {
+  __device__ __forceinline__ BoxWalk(int n0, int n1, int n2, int thread, int threads)
+      : n0_(n0), n1_(n1), n2_(n2) {
     split(thread, i0, i1, i2);
     split(threads, step0_, step1_, step2_);
   }
@@ -57,10 +58,10 @@ class BoxWalk {
 // lie outside: such positions become zeros. `plane` points to the window's first channel and depth slice,
 // or is null where the whole slice lies outside.
 template <typename T>
-__device__ __forceinline__ void stage_window(Accumulate<T>* tile, int plane_pitch, int row_pitch, const T* plane,
-                                             const ActivationStrides& strides, bool channels_last, int channels,
-                                             int y0, int x0, int height, int width, int size_y, int size_x,
-                                             int thread, int threads) {
+__device__ __forceinline__ void stage_window(Accumulate<T>* tile, int plane_pitch, int row_pitch,
+                                             const T* plane, const ActivationStrides& strides,
+                                             bool channels_last, int channels, int y0, int x0, int height,
+                                             int width, int size_y, int size_x, int thread, int threads) {
   const int channel_stride = static_cast<int>(strides.channel);
   const int y_stride = static_cast<int>(strides.space[kHeight]);
   const int x_stride = static_cast<int>(strides.space[kWidth]);
@@ -98,8 +99,9 @@ __device__ __forceinline__ void stage_window(Accumulate<T>* tile, int plane_pitc
 // A thread takes its own run of positions at every `lanes`-th point, so a contiguous kernel tensor is read
 // in whole runs, as vectors where they are aligned.
 template <typename T, int KW, bool kMirrored>
-__device__ __forceinline__ void stage_weight_runs(Accumulate<T>* points_tile, const Gather& gather, const Plan& plan,
-                                                  const BlockPosition& at, const T* weight, int run, int lane) {
+__device__ __forceinline__ void stage_weight_runs(Accumulate<T>* points_tile, const Gather& gather,
+                                                  const Plan& plan, const BlockPosition& at, const T* weight,
+                                                  int run, int lane) {
   const WeightStrides& strides = gather.weight_strides;
   const int rows = gather.kernel[kHeight];
   const int points = gather.kernel[kDepth] * rows * KW;
@@ -107,7 +109,7 @@ __device__ __forceinline__ void stage_weight_runs(Accumulate<T>* points_tile, co
   const int z_stride = static_cast<int>(strides.space[kDepth]);
   const int y_stride = static_cast<int>(strides.space[kHeight]);
   const int x_stride = static_cast<int>(strides.space[kWidth]);
-  const int(&size)[3] = kMirrored ? gather.source : gather.result;
+  const int (&size)[3] = kMirrored ? gather.source : gather.result;
   const T* plane = weight + at.batch * strides.batch + at.group * strides.group;
 
   const int runs_per_row = plan.tile_width / kRun;
@@ -149,13 +151,14 @@ __device__ __forceinline__ void stage_weight_runs(Accumulate<T>* points_tile, co
 // other in memory, so neighbouring threads take neighbouring points.
 template <typename T, int KW>
 __device__ __forceinline__ void stage_weight_points(Accumulate<T>* points_tile, const Gather& gather,
-                                                    const Plan& plan, const BlockPosition& at, const T* weight,
-                                                    int thread) {
+                                                    const Plan& plan, const BlockPosition& at,
+                                                    const T* weight, int thread) {
   const WeightStrides& strides = gather.weight_strides;
   const int points = gather.kernel[kDepth] * gather.kernel[kHeight] * KW;
   const int y_stride = static_cast<int>(strides.space[kHeight]);
   const int x_stride = static_cast<int>(strides.space[kWidth]);
-  const T* slice = weight + at.batch * strides.batch + at.group * strides.group + at.depth * strides.space[kDepth];
+  const T* slice =
+      weight + at.batch * strides.batch + at.group * strides.group + at.depth * strides.space[kDepth];
   BoxWalk walk(plan.tile_height, plan.tile_width, points, thread, plan.threads);
   while (!walk.done()) {
     Accumulate<T> values[kStagedAtOnce];
@@ -178,8 +181,9 @@ __device__ __forceinline__ void stage_weight_points(Accumulate<T>* points_tile, 
 }
 
 template <typename T, int KW, bool kMirrored>
-__device__ __forceinline__ void stage_weight(Accumulate<T>* points_tile, const Gather& gather, const Plan& plan,
-                                             const BlockPosition& at, const T* weight, int run, int lane) {
+__device__ __forceinline__ void stage_weight(Accumulate<T>* points_tile, const Gather& gather,
+                                             const Plan& plan, const BlockPosition& at, const T* weight,
+                                             int run, int lane) {
   if (!kMirrored && plan.weight_channels_last) {
     stage_weight_points<T, KW>(points_tile, gather, plan, at, weight, lane * plan.runs + run);
   } else {

@@ -15,7 +15,8 @@ __device__ __forceinline__ int take(Index& index, int extent) {
   return coordinate;
 }
 
-__device__ __forceinline__ BlockPosition locate(unsigned block, const Gather& gather, const Plan& plan, int groups) {
+__device__ __forceinline__ BlockPosition locate(unsigned block, const Gather& gather, const Plan& plan,
+                                                int groups) {
   BlockPosition at;
   at.x = take(block, plan.tiles_x) * plan.tile_width;
   at.y = take(block, plan.tiles_y) * plan.tile_height;
@@ -28,7 +29,8 @@ __device__ __forceinline__ BlockPosition locate(unsigned block, const Gather& ga
 // The first element of a plane's channel `channel` in depth slice `z`, or null where z lies outside.
 template <typename T>
 __device__ __forceinline__ const T* slice_of(const T* tensor, const ActivationStrides& strides,
-                                             const BlockPosition& at, int channels, int channel, int z, int depth) {
+                                             const BlockPosition& at, int channels, int channel, int z,
+                                             int depth) {
   if (z < 0 || z >= depth) return nullptr;
   return tensor + at.batch * strides.batch + (at.group * channels + channel) * strides.channel +
          z * strides.space[kDepth];
@@ -81,8 +83,8 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
   const int run_y = run / runs_per_row;
   const int run_x = run % runs_per_row * kRun;
   const int row_step = gather.dilation[kHeight] * plan.halo_pitch;
-  const Sum* window_origin =
-      halo + lane * kLaneChannels * plan.plane_pitch + run_y * gather.stride[kHeight] * plan.halo_pitch + run_x * S;
+  const Sum* window_origin = halo + lane * kLaneChannels * plan.plane_pitch +
+                             run_y * gather.stride[kHeight] * plan.halo_pitch + run_x * S;
 
   for (int channel = 0; channel < gather.channels; channel += plan.channels_staged) {
     const int staged = min(plan.channels_staged, gather.channels - channel);
@@ -90,14 +92,16 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
     Sum sums[kLaneChannels][kRun] = {};
 
     for (int slice = 0; slice < slices; ++slice) {
-      const int z = at.depth * gather.stride[kDepth] - gather.padding[kDepth] + slice * gather.dilation[kDepth];
+      const int z =
+          at.depth * gather.stride[kDepth] - gather.padding[kDepth] + slice * gather.dilation[kDepth];
       __syncthreads();  // the previous tile has been read
-      stage_window<T>(halo, plan.plane_pitch, plan.halo_pitch,
-                      slice_of(source, gather.source_strides, at, gather.channels, channel, z, gather.source[kDepth]),
-                      gather.source_strides, plan.source_channels_last, staged,
-                      at.y * gather.stride[kHeight] - gather.padding[kHeight], at.x * S - gather.padding[kWidth],
-                      plan.halo_height, plan.halo_width, gather.source[kHeight], gather.source[kWidth], thread,
-                      plan.threads);
+      stage_window<T>(
+          halo, plan.plane_pitch, plan.halo_pitch,
+          slice_of(source, gather.source_strides, at, gather.channels, channel, z, gather.source[kDepth]),
+          gather.source_strides, plan.source_channels_last, staged,
+          at.y * gather.stride[kHeight] - gather.padding[kHeight], at.x * S - gather.padding[kWidth],
+          plan.halo_height, plan.halo_width, gather.source[kHeight], gather.source[kWidth], thread,
+          plan.threads);
       __syncthreads();
 
       const Sum* window_row = window_origin;
@@ -165,18 +169,20 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
     stage_window<T>(
         query_tile, plan.points_pitch, plan.tile_width,
         slice_of(query, gather.result_strides, at, gather.channels, channel, at.depth, gather.result[kDepth]),
-        gather.result_strides, plan.result_channels_last, staged, at.y, at.x, plan.tile_height, plan.tile_width,
-        gather.result[kHeight], gather.result[kWidth], thread, plan.threads);
-    stage_window<T>(halo, plan.plane_pitch, plan.halo_pitch,
-                    slice_of(key, gather.source_strides, at, gather.channels, channel, z, gather.source[kDepth]),
-                    gather.source_strides, plan.source_channels_last, staged,
-                    at.y * gather.stride[kHeight] - gather.padding[kHeight] + first_row * gather.dilation[kHeight],
-                    at.x * S - gather.padding[kWidth], plan.halo_height, plan.halo_width, gather.source[kHeight],
-                    gather.source[kWidth], thread, plan.threads);
+        gather.result_strides, plan.result_channels_last, staged, at.y, at.x, plan.tile_height,
+        plan.tile_width, gather.result[kHeight], gather.result[kWidth], thread, plan.threads);
+    stage_window<T>(
+        halo, plan.plane_pitch, plan.halo_pitch,
+        slice_of(key, gather.source_strides, at, gather.channels, channel, z, gather.source[kDepth]),
+        gather.source_strides, plan.source_channels_last, staged,
+        at.y * gather.stride[kHeight] - gather.padding[kHeight] + first_row * gather.dilation[kHeight],
+        at.x * S - gather.padding[kWidth], plan.halo_height, plan.halo_width, gather.source[kHeight],
+        gather.source[kWidth], thread, plan.threads);
     __syncthreads();
 
     const Sum* window_row =
-        halo + (run_y * gather.stride[kHeight] + lane * gather.dilation[kHeight]) * plan.halo_pitch + run_x * S;
+        halo + (run_y * gather.stride[kHeight] + lane * gather.dilation[kHeight]) * plan.halo_pitch +
+        run_x * S;
     const Sum* query_run = query_tile + run * kRun;
     for (int c = 0; c < staged; ++c) {
       Sum values[kRun];
