@@ -21,8 +21,8 @@ from pathlib import Path
 
 MODES = ("auto", "cuda", "cpu", "none")
 
-# The first release with torch.library.register_fake, register_autograd and opcheck.
-OLDEST_TORCH = (2, 4)
+# The first release with torch.library.register_vmap; register_fake, register_autograd and opcheck are older.
+OLDEST_TORCH = (2, 5)
 TORCH_REQUIREMENT = "torch>=2.5"
 
 
