@@ -12,10 +12,10 @@ local_correlation(y, x)    involution(x, grad)                          involuti
 =========================  ==========================================  =====================================
 
 ``involve``, ``transpose`` and ``correlate`` take complete per-axis arguments and are what the public functions
-and the derivatives themselves call. Each picks the cheapest way that is right: the bare operator where no
-derivative can be asked for; a Python autograd Function in eager mode; the same Function in the form that
-composes with torch.func under a transform or forward-mode AD; and under torch.compile the operator itself,
-whose derivative is registered with the dispatcher.
+and the derivatives themselves call. In eager mode they take the shortest way that is right: the bare operator
+where no derivative can be asked for, a Python autograd Function where one can. Under torch.compile, torch.func
+and forward-mode differentiation they call the operator through the whole dispatcher, in which the same Function
+is registered: torch then comes by once for each level of differentiation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from . import _library
 
@@ -35,7 +37,7 @@ __all__ = ["Correlate", "Involve", "Transpose", "correlate", "involve", "transpo
 
 
 class _Bilinear(torch.autograd.Function):
-    """An operation that is linear in its first two arguments, which are tensors; composes with torch.func.
+    """An operation that is linear in its first two arguments, which are tensors.
 
     A subclass names the dispatcher operator and the two gradients. Methods are class methods where autograd
     expects static ones, so that the three operations share them.
@@ -44,31 +46,31 @@ class _Bilinear(torch.autograd.Function):
     operator: Callable[..., Tensor]
 
     @classmethod
-    def forward(cls, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
-        return cls.operator(first, second, *arguments)
+    def forward(cls, ctx: Any, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+        """The bare operator; its tensors and arguments are kept."""
+        cls.keep(ctx, first, second, *arguments)
+        return _below_autograd(cls.operator, first, second, *arguments)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        first, second, *arguments = inputs
+    def keep(ctx: Any, first: Tensor, second: Tensor, *arguments: Any) -> None:
+        """Puts into the context what the derivatives need."""
         ctx.save_for_backward(first, second)
         ctx.save_for_forward(first, second)
-        ctx.arguments = tuple(arguments)
-
-    @classmethod
-    def evaluate(cls, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
-        """The operation with whatever derivatives may still be asked for."""
-        return _dispatch(cls.operator, cls, _EAGER[cls], first, second, *arguments)
+        ctx.arguments = arguments
 
     @staticmethod
     def first_gradient(grad: Tensor, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+        """The gradient with respect to the first tensor."""
         raise NotImplementedError
 
     @staticmethod
     def second_gradient(grad: Tensor, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+        """The gradient with respect to the second tensor."""
         raise NotImplementedError
 
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Only the gradients that are asked for."""
         first, second = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (
@@ -83,40 +85,10 @@ class _Bilinear(torch.autograd.Function):
         first, second = ctx.saved_tensors
         terms = []
         if first_tangent is not None:
-            terms.append(cls.evaluate(first_tangent, second, *ctx.arguments))
+            terms.append(cls.operator(first_tangent, second, *ctx.arguments))
         if second_tangent is not None:
-            terms.append(cls.evaluate(first, second_tangent, *ctx.arguments))
+            terms.append(cls.operator(first, second_tangent, *ctx.arguments))
         return sum(terms[1:], terms[0])
-
-    @classmethod
-    def vmap(
-        cls, info: Any, in_dims: tuple, first: Tensor, second: Tensor, *arguments: Any
-    ) -> tuple[Tensor, int]:
-        """The mapped axis joins the batch, over which the operations are maps anyway."""
-        size = info.batch_size
-        folded = (_fold(first, in_dims[0], size), _fold(second, in_dims[1], size))
-        result = cls.evaluate(*folded, *arguments)
-        return result.reshape(size, result.shape[0] // size, *result.shape[1:]), 0
-
-
-def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """Moves a mapped axis to the front and merges it with the batch; an unmapped tensor is repeated."""
-    mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return mapped.reshape(size * mapped.shape[1], *mapped.shape[2:])
-
-
-class _Eager:
-    """The faster form of a Function, for eager mode only: the context is filled while forward runs."""
-
-    setup_context = staticmethod(
-        torch.autograd.Function.setup_context
-    )  # not overridden, says this to autograd
-
-    @classmethod
-    def forward(cls, ctx: Any, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
-        ctx.save_for_backward(first, second)
-        ctx.arguments = arguments
-        return _below_autograd(cls.operator, first, second, *arguments)  # type: ignore[attr-defined]
 
 
 class Involve(_Bilinear):
@@ -201,45 +173,21 @@ class Correlate(_Bilinear):
         return transpose(query, grad, key.shape[2:], stride, padding, dilation)
 
 
-class EagerInvolve(_Eager, Involve):  # type: ignore[misc]
-    """``Involve`` for eager mode."""
-
-
-class EagerTranspose(_Eager, Transpose):  # type: ignore[misc]
-    """``Transpose`` for eager mode."""
-
-
-class EagerCorrelate(_Eager, Correlate):  # type: ignore[misc]
-    """``Correlate`` for eager mode."""
-
-
-_EAGER: dict[type[_Bilinear], Any] = {
-    Involve: EagerInvolve,
-    Transpose: EagerTranspose,
-    Correlate: EagerCorrelate,
-}
-
-
-def _dispatch(
-    operator: Callable[..., Tensor],
-    composable: Any,
-    eager: Any,
-    first: Tensor,
-    second: Tensor,
-    *arguments: Any,
-) -> Tensor:
-    """The cheapest way to compute an operation that keeps every derivative that can be asked for."""
-    if torch.compiler.is_compiling():
-        return operator(first, second, *arguments)
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return composable.apply(first, second, *arguments)
-    if torch.is_grad_enabled() and (first.requires_grad or second.requires_grad):
-        return eager.apply(first, second, *arguments)
-    return _below_autograd(operator, first, second, *arguments)
+def _dispatch(function: type[_Bilinear], operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The shortest way to compute an operation that keeps every derivative that can be asked for."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return operator(*arguments)
+    if torch.is_grad_enabled() and (arguments[0].requires_grad or arguments[1].requires_grad):
+        return function.apply(*arguments)
+    return _below_autograd(operator, *arguments)
 
 
 def _below_autograd(operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The bare operator, past the derivative that is registered for it, which costs time on every call."""
+    """The bare operator, past the derivative that is registered for it."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
 
@@ -248,7 +196,7 @@ def involve(
     input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
     """``dT/dy`` with complete per-axis arguments; see :func:`involution.reference.involution`."""
-    return _dispatch(_library.involution, Involve, EagerInvolve, input, weight, stride, padding, dilation)
+    return _dispatch(Involve, _library.involution, input, weight, stride, padding, dilation)
 
 
 def transpose(
@@ -261,7 +209,7 @@ def transpose(
 ) -> Tensor:
     """``dT/dx`` with complete per-axis arguments; see :func:`involution.reference.involution_transpose`."""
     arguments = (output_size, stride, padding, dilation)
-    return _dispatch(_library.involution_transpose, Transpose, EagerTranspose, input, weight, *arguments)
+    return _dispatch(Transpose, _library.involution_transpose, input, weight, *arguments)
 
 
 def correlate(
@@ -275,21 +223,69 @@ def correlate(
 ) -> Tensor:
     """``dT/dw`` with complete per-axis arguments; see :func:`involution.reference.local_correlation`."""
     arguments = (kernel_size, groups, stride, padding, dilation)
-    return _dispatch(_library.local_correlation, Correlate, EagerCorrelate, query, key, *arguments)
+    return _dispatch(Correlate, _library.local_correlation, query, key, *arguments)
 
 
-def _register_with_dispatcher() -> None:
-    """Derivatives and vmap of the bare operators, for torch.compile and for callers that use them directly."""
+# ---- the bare operators' own derivatives ----
+
+
+def _autograd_kernel(function: type[_Bilinear]) -> Callable[..., Tensor]:
+    """What the dispatcher runs where autograd may have to do with a tensor: once for each level of torch.func."""
+
+    class SingleLevel(_SingleLevelFunction):
+        """The same Function, for this level alone, in the form that torch asks for under its transforms."""
+
+        backward = function.backward
+        jvp = function.jvp
+
+        @staticmethod
+        def forward(*arguments: Any) -> Tensor:
+            # A Function's forward switches differentiation off, but the levels outside of this one go on.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                return _below_autograd(function.operator, *arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+            function.keep(ctx, *inputs)
+
+    def kernel(first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+        recorded = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
+        if recorded or _has_tangent(first) or _has_tangent(second):
+            with enable_single_level_autograd_function():
+                return SingleLevel.apply(first, second, *arguments)  # type: ignore[attr-defined]
+        return _below_autograd(function.operator, first, second, *arguments)
+
+    return kernel
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation goes through a tensor, be it by forward_ad or by torch.func.jvp."""
+    return torch._VF._unpack_dual(tensor, level=0)[1] is not None
+
+
+def _vmap_rule(function: type[_Bilinear]) -> Callable[..., tuple[Tensor, int]]:
+    """The mapped axis joins the batch, over which the operations are maps anyway."""
+
+    def fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+        mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return mapped.reshape(size * mapped.shape[1], *mapped.shape[2:])
+
+    def rule(info: Any, in_dims: tuple, first: Tensor, second: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        size = info.batch_size
+        folded = (fold(first, in_dims[0], size), fold(second, in_dims[1], size))
+        result = function.operator(*folded, *arguments)
+        return result.reshape(size, result.shape[0] // size, *result.shape[1:]), 0
+
+    return rule
+
+
+def _register_with_dispatcher() -> torch.library.Library:
+    library = torch.library.Library(_library.NAMESPACE, "IMPL")
     for function in (Involve, Transpose, Correlate):
         name = function.operator._schema.name
-
-        def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-            first, second, *arguments = inputs
-            ctx.save_for_backward(first, second)
-            ctx.arguments = tuple(arguments)
-
-        torch.library.register_autograd(name, function.backward, setup_context=setup_context)
-        torch.library.register_vmap(name, function.vmap)
+        library.impl(name.split("::")[1], _autograd_kernel(function), "Autograd")
+        torch.library.register_vmap(name, _vmap_rule(function), lib=library)
+    return library
 
 
-_register_with_dispatcher()
+_LIBRARY = _register_with_dispatcher()  # a registration lives as long as its library

@@ -70,6 +70,25 @@ def test_compile_all_operations(axes: int) -> None:
     torch.testing.assert_close(torch.autograd.grad(compiled(x), x), torch.autograd.grad(composed(x), x))
 
 
+def test_transforms_under_compile() -> None:
+    """A tangent or a functional gradient through a compiled function is right, never a silent zero."""
+    torch._dynamo.reset()
+    w = torch.randn(1, 1, 3, 3, 5, 5)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return involution.involution2d(x, w, padding=1) ** 2
+
+    def tangent(x: torch.Tensor) -> torch.Tensor:
+        return torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda x: function(x).sum())(x)
+
+    x = torch.randn(1, 2, 5, 5)
+    for derivative in (tangent, gradient):
+        torch.testing.assert_close(torch.compile(derivative, backend="aot_eager")(x), derivative(x))
+
+
 def test_bad_arguments_are_explained_under_compile() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda x, w: involution.involution2d(x, w), backend="eager")

@@ -247,3 +247,34 @@ def test_bare_operators_differentiate(operation: str) -> None:
     assert gradgradcheck(
         lambda a, b: operator(a, b, *small.arguments(operation)), differentiable(operation, small)[1]
     )
+
+
+@EACH_OPERATION
+def test_bare_operators_under_transforms(operation: str) -> None:
+    """As right as the public functions, at any nesting: torch comes by once for each level."""
+    case = small_cases(2)[0]
+    operator = getattr(torch.ops.involution, operation).default
+    arguments = case.arguments(operation)
+    function, (first, second) = differentiable(operation, case)
+    first, second = first.detach(), second.detach()
+
+    def bare(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return operator(a, b, *arguments)
+
+    expected = torch.func.jacrev(function, argnums=(0, 1))(first, second)
+    torch.testing.assert_close(torch.func.jacrev(bare, argnums=(0, 1))(first, second), expected)
+    torch.testing.assert_close(torch.func.jacfwd(bare, argnums=(0, 1))(first, second), expected)
+    with forward_ad.dual_level():
+        tangent = torch.randn_like(first)
+        dual = bare(forward_ad.make_dual(first, tangent), second)
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, bare(tangent, second))
+
+    def scalar(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (bare(a, b) ** 3).sum()
+
+    hessian = torch.autograd.functional.hessian(lambda a: (function(a, second) ** 3).sum(), first)
+    for outer in (torch.func.jacfwd, torch.func.jacrev):
+        for inner in (torch.func.jacfwd, torch.func.jacrev):
+            nested = torch.func.vmap(outer(inner(scalar)), in_dims=(None, 0))
+            result = nested(first, torch.stack([second, second]))
+            torch.testing.assert_close(result, torch.stack([hessian, hessian]), rtol=1e-6, atol=1e-8)
