@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-TORCH ?= torch>=2.5
+TORCH ?= torch>=2.6
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin

@@ -301,7 +301,7 @@ def test_torch_is_a_build_requirement_only_where_the_build_finds_none(monkeypatc
     monkeypatch.delenv("INVOLUTION_BUILD", raising=False)
     monkeypatch.setattr(build_config, "why_no_compiling", lambda environ: None)
     monkeypatch.setattr(build_config, "find_torch", lambda environ: None)
-    assert backend._torch() == ["torch>=2.5"]
+    assert backend._torch() == ["torch>=2.6"]
     monkeypatch.setenv("INVOLUTION_BUILD", "none")
     assert backend._torch() == []
     monkeypatch.delenv("INVOLUTION_BUILD")

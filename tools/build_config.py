@@ -21,9 +21,9 @@ from pathlib import Path
 
 MODES = ("auto", "cuda", "cpu", "none")
 
-# The first release with torch.library.register_vmap; register_fake, register_autograd and opcheck are older.
-OLDEST_TORCH = (2, 5)
-TORCH_REQUIREMENT = "torch>=2.5"
+# The first release in which an operator with registered derivatives composes with nested torch.func transforms.
+OLDEST_TORCH = (2, 6)
+TORCH_REQUIREMENT = "torch>=2.6"
 
 
 class BuildError(Exception):
