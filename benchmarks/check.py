@@ -48,7 +48,8 @@ def _pairs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
 def _expect(result: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(result.shape) != shape or result.dtype != dtype:
         raise WrongAnswerError(
-            f"The result is {result.dtype} of shape {tuple(result.shape)}, but should be {dtype} of shape {shape}."
+            f"The result is {result.dtype} of shape {tuple(result.shape)}, "
+            f"but should be {dtype} of shape {shape}."
         )
     if not bool(torch.isfinite(result).all()):
         raise WrongAnswerError("The result has values that are not finite, although all operands are.")

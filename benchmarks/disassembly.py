@@ -42,10 +42,10 @@ _OPCODES = {
     "conversion": {"F2F", "F2FP", "F2I", "F2IP", "I2F", "I2FP", "I2I", "FRND", "F2FI"},
     # With addresses, predicates and moves between registers. bfloat16 is widened by one of these too.
     "integer": {
-        "BMSK", "CS2R", "FLO", "IABS", "IADD", "IADD3", "IDP", "IMAD", "IMNMX", "IMUL", "ISETP", "LEA", "LOP",
-        "LOP3", "MOV", "MOVM", "P2R", "PLOP3", "POPC", "PRMT", "R2P", "R2UR", "S2R", "S2UR", "SEL", "SGXT", "SHF",
-        "SHL", "SHR", "UBMSK", "UFLO", "UIADD3", "UIMAD", "UISETP", "ULEA", "ULOP3", "UMOV", "UPLOP3", "UPRMT",
-        "USEL", "USHF", "USHL", "USHR", "VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3",
+        "BMSK", "CS2R", "FLO", "IABS", "IADD", "IADD3", "IDP", "IMAD", "IMNMX", "IMUL", "ISETP", "LEA",
+        "LOP", "LOP3", "MOV", "MOVM", "P2R", "PLOP3", "POPC", "PRMT", "R2P", "R2UR", "S2R", "S2UR", "SEL",
+        "SGXT", "SHF", "SHL", "SHR", "UBMSK", "UFLO", "UIADD3", "UIMAD", "UISETP", "ULEA", "ULOP3", "UMOV",
+        "UPLOP3", "UPRMT", "USEL", "USHF", "USHL", "USHR", "VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3",
     },
 }  # fmt: skip
 _KIND_OF = {opcode: kind for kind, opcodes in _OPCODES.items() for opcode in opcodes}
@@ -85,7 +85,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """The instructions from the target of a backward branch to the branch, without those of loops inside it."""
+    """From the target of a backward branch to the branch, without the instructions of loops inside it."""
 
     start: int
     end: int
@@ -107,7 +107,7 @@ class Loop:
 def find_disassembler() -> list[str]:
     """The command that prints the machine code of an object file whose path is put behind it.
 
-    Looks on PATH, in CUDA_HOME, in the packages nvidia-cuda-nvdisasm and nvidia-cuda-cuobjdump, and in Triton.
+    Looks on PATH, in CUDA_HOME, in the packages nvidia-cuda-nvdisasm and -cuobjdump, and in Triton.
     """
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     folders = [*os.environ.get("PATH", "").split(os.pathsep), str(Path(home, "bin"))]
@@ -123,7 +123,7 @@ def find_disassembler() -> list[str]:
         return [cuobjdump, "-sass"]
     raise NoDisassemblerError(
         "Neither nvdisasm nor cuobjdump was found on PATH, in CUDA_HOME, or among the Python packages. "
-        "Either comes with the CUDA toolkit, with `pip install nvidia-cuda-nvdisasm` and with `pip install triton`."
+        "They come with the CUDA toolkit; nvdisasm also with `pip install nvidia-cuda-nvdisasm`."
     )
 
 

@@ -68,7 +68,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def clocks(device: torch.device) -> str:
-    """Clocks and what throttles them, as nvidia-smi says now; on a CPU a note that they are not controlled."""
+    """Clocks and what throttles them, as nvidia-smi says now; on a CPU, that they are not controlled."""
     if device.type != "cuda":
         return "not controlled; other processes may have run at the same time"
     query = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"

@@ -11,13 +11,14 @@ kernel    median time of a call on the device, with operands and result not in t
 GB/s      the bytes that an ideal implementation moves, each tensor once, over that time
 of copy   the time of a copy that moves as many bytes, measured in the same run, over that time
 warm      the same operands again and again: in the cache as far as they fit. Not the headline
-host      what an eager call costs the calling thread on a GPU, without and with gradients: for ``forward`` the
-          call on tensors that need none and on tensors that need them; for a gradient the bare operation, and
-          the whole ``torch.autograd.grad`` call
-rivals    their time over ours: above 1 we are faster. ``depthwise`` computes something else, a convolution of the
-          same size with static kernels, for comparison
+host      what an eager call costs the calling thread on a GPU, without and with gradients: for ``forward``
+          the call on tensors that need none and on tensors that need them; for a gradient the bare operation,
+          and the whole ``torch.autograd.grad`` call
+rivals    their time over ours: above 1 we are faster. ``depthwise`` computes something else, a convolution of
+          the same size with static kernels, for comparison
 
-On a CPU a call returns when it is done, so host time is not separate. Results go to benchmarks/results as JSON.
+A time marked ~ is noisy: the fastest sample took less than two thirds of the median. On a CPU a call returns
+when it is done, so host time is not separate. Results go to benchmarks/results as JSON.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from .rivals import RIVALS, Rival
 # A working set of four times the cache is cold; more than this much memory is never rotated through.
 CACHES = 4
 MOST_ROTATION = {"cuda": 8 << 30, "cpu": 256 << 20}
+NOISY = 2 / 3  # of the median; a fastest sample below that is remarked upon
 MEMORY_SHARE = 0.8  # of the free memory, that a rival may need
 
 
@@ -101,7 +103,17 @@ class Bench:
             "ideal_bytes": moved,
             "multiply_adds": case.multiply_adds,
             **dict.fromkeys(
-                ("error", "refused", "kernel_us", "method", "copies", "warm_us", "gb_per_s", "copy_us")
+                (
+                    "error",
+                    "refused",
+                    "kernel_us",
+                    "fastest_us",
+                    "method",
+                    "copies",
+                    "warm_us",
+                    "gb_per_s",
+                    "copy_us",
+                )
             ),
             **dict.fromkeys(("copy_share", "host_us", "host_grad_us")),
             "rivals": {},
@@ -119,6 +131,7 @@ class Bench:
         copy = self.roof.seconds(moved)
         row.update(
             kernel_us=cold.seconds * 1e6,
+            fastest_us=cold.fastest * 1e6,
             method=cold.method,
             copies=copies,
             warm_us=warm.seconds * 1e6,
@@ -181,7 +194,8 @@ def describe(row: dict[str, Any]) -> str:
     if row["refused"]:
         return f"{head}REFUSED: {row['refused']}"
     host = "-" if row["host_us"] is None else f"{row['host_us']:.1f}/{row['host_grad_us']:.1f}"
-    text = f"{head}{row['kernel_us']:>11.1f}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
+    noisy = "~" if row["fastest_us"] < NOISY * row["kernel_us"] else " "
+    text = f"{head}{row['kernel_us']:>10.1f}{noisy}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
     text += f"{row['warm_us']:>11.1f}{host:>13}  "
     parts = []
     for name, rival in row["rivals"].items():
@@ -219,6 +233,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rivals", nargs="*", choices=RIVALS, metavar="RIVAL", help=f"of {', '.join(RIVALS)}; or nothing")
     add("--quick", action="store_true", help="one small shape, no compiled rivals, few repetitions")
     add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE-DATE.json")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own)")
     options = parser.parse_args(arguments)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -265,6 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns 1 if a result was wrong."""
     options = parse(arguments)
     device = torch.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     # Float32 means float32: the convolution's tf32 default would be neither as exact nor as slow.
     torch.backends.cudnn.allow_tf32 = False
     effort = timing.QUICK if options.quick else timing.Effort()

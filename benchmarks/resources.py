@@ -1,7 +1,7 @@
 """What each CUDA kernel takes of a multiprocessor, from the compiler: registers, stack frame, spills.
 
-Needs nvcc and no GPU: ``python -m benchmarks.resources [--arch sm_90]`` prints the table and exits with an error
-if a kernel spills registers or has a stack frame, which the tests require of every kernel.
+Needs nvcc and no GPU: ``python -m benchmarks.resources [--arch sm_90]`` prints the table and exits with an
+error if a kernel spills registers or has a stack frame; the tests require that none does.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def parse(report: str) -> list[Resources]:
     """The kernels in ptxas's verbose report."""
     pattern = re.compile(
         r"Compiling entry function '(?P<name>\w+)'.*?"
-        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+        r"(?P<loads>\d+) bytes spill loads.*?"
         r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
         re.DOTALL,
     )
@@ -95,7 +96,7 @@ def parse(report: str) -> list[Resources]:
 
 
 def readable(names: Sequence[str]) -> list[str]:
-    """`gather_tile_kernel<float, 7, 1, false>` for what the compiler calls it, where c++filt is there to say."""
+    """`gather_tile_kernel<float, 7, 1, false>` for what the compiler calls it, if c++filt is there to say."""
     if shutil.which("c++filt") is None or not names:
         return list(names)
     text = subprocess.run(

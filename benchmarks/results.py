@@ -40,6 +40,7 @@ _ROW = {
     "error": _OPTIONAL,
     "refused": (str, type(None)),  # why there is no time
     "kernel_us": _OPTIONAL,  # median, cold
+    "fastest_us": _OPTIONAL,
     "method": (str, type(None)),
     "copies": (int, type(None)),  # of the operands, that the cold time takes turns over
     "warm_us": _OPTIONAL,

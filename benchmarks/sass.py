@@ -1,4 +1,4 @@
-"""What each CUDA kernel asks of a multiprocessor, from its machine code. Needs nvcc and a disassembler, no GPU.
+"""What each CUDA kernel asks of a multiprocessor, from its machine code: needs nvcc and a disassembler.
 
     python -m benchmarks.sass [--arch sm_90] [--kernels PATTERN] [--json FILE]
 
@@ -7,18 +7,19 @@ occupancy at the block size of its launch bounds, by registers and static shared
 chooses block and dynamic shared memory at run time; and the instructions of its hottest loop by kind (see
 ``benchmarks.disassembly``). ``fma share`` is that of fma and mma in all the instructions of the loop.
 
-``per tile`` is how many instructions a warp issues, going by that loop, for 16 pixels x 16 channels of output at
-K = 7, given for kernels of width 7 and for those of any width:
+``per tile`` is how many instructions a warp issues, going by that loop, for 16 pixels x 16 channels of output
+at K = 7, given for kernels of width 7 and for those of any width:
 
 - with FMA, these are 16 * 16 * 49 multiply-adds, 32 to an instruction: 392 FMA, and with them
   392 * (instructions of the loop) / (FMA of the loop). It takes every FMA to be useful.
-- with tensor cores, one kernel row is 16 pixels x 16 channels x 24 columns of the band, or 32 columns where the
-  columns start at an aligned address. m16n8k8 does 1024 multiply-adds and m16n8k16 does 2048, so the seven rows
-  are 7 * 16 * 16 * columns / 1024 units of m16n8k8, and with them comes a share of the loop's other instructions.
-  A loop with m16n8k8 in it, or whose m16n8k16 are a multiple of three and not of four, is taken to have 24
-  columns, any other 32; the table says which.
+- with tensor cores, one kernel row is 16 pixels x 16 channels x 24 columns of the band, or 32 columns where
+  they start at an aligned address. m16n8k8 does 1024 multiply-adds and m16n8k16 does 2048, so the seven rows
+  are 7 * 16 * 16 * columns / 1024 units of m16n8k8, and their share of the loop's other instructions comes
+  with them. A loop with m16n8k8 in it, or whose m16n8k16 are a multiple of three and not of four, is taken to have
+  24 columns, any other 32; the table says which, and ``--columns`` overrules it.
 
-Instructions outside the loop (staging, epilogue) and in loops inside it do not count, so this is a lower bound.
+Instructions outside the loop (staging, epilogue) and in loops inside it do not count: this is a lower bound.
+The loop is one from the code; where it has branches, what they skip is counted.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ MULTIPROCESSORS = {
 def occupancy(multiprocessor: Multiprocessor, threads: int, registers: int, shared: int) -> float:
     """The share of the multiprocessor's warps that can be resident, in blocks of ``threads``."""
     warps = -(-threads // WARP)
-    # Registers are handed to a warp in portions of 256; a block's shared memory includes 1 KiB of the system's.
+    # Registers are handed to a warp in portions of 256; a block's shared memory has 1 KiB of the system's.
     warp_registers = -(-registers * WARP // 256) * 256
     by_registers = multiprocessor.registers // warp_registers // warps
     by_shared = multiprocessor.shared_memory // (-(-shared // 128) * 128 + 1024)
@@ -99,7 +100,7 @@ def kernel_width(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def per_tile(loop: disassembly.Loop) -> tuple[float, int | None]:
+def per_tile(loop: disassembly.Loop, columns: int | None = None) -> tuple[float, int | None]:
     """Instructions per 16 pixels x 16 channels at K = 7, and the columns of the band; see the module."""
     count = len(loop.instructions)
     mix = loop.mix
@@ -108,7 +109,7 @@ def per_tile(loop: disassembly.Loop) -> tuple[float, int | None]:
     shapes = [i.opcode for i in loop.instructions if i.kind == "mma"]
     short = sum(".1688." in f"{opcode}." for opcode in shapes)
     long = len(shapes) - short
-    columns = 24 if short or (long % 3 == 0 and long % 4 != 0) else 32
+    columns = columns or (24 if short or (long % 3 == 0 and long % 4 != 0) else 32)
     needed = WIDTH * TILE * TILE * columns / 1024
     return needed * count / (short + 2 * long), columns
 
@@ -118,11 +119,13 @@ def report(
     instructions: list[disassembly.Instruction],
     threads: int | None,
     architecture: str,
+    columns: int | None = None,
 ) -> KernelReport:
     """Puts together what compiler and disassembly say of one kernel."""
     loop = disassembly.hottest(instructions)
     machine = MULTIPROCESSORS.get(architecture.rstrip("af"))
-    tile, columns = per_tile(loop) if loop and kernel_width(row.kernel) in (WIDTH, None) else (None, None)
+    counted = loop is not None and kernel_width(row.kernel) in (WIDTH, None)
+    tile, band = per_tile(loop, columns) if loop and counted else (None, None)
     return KernelReport(
         kernel=row.kernel,
         registers=row.registers,
@@ -137,11 +140,13 @@ def report(
         instructions=len(loop.instructions) if loop else 0,
         fma_share=loop.arithmetic / len(loop.instructions) if loop else None,
         instructions_per_tile=tile,
-        columns=columns,
+        columns=band,
     )
 
 
-def analyse(nvcc: str, disassembler: list[str], source: Path, architecture: str) -> list[KernelReport]:
+def analyse(
+    nvcc: str, disassembler: list[str], source: Path, architecture: str, columns: int | None = None
+) -> list[KernelReport]:
     """Every kernel of one .cu file."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernels.cubin")
@@ -153,7 +158,9 @@ def analyse(nvcc: str, disassembler: list[str], source: Path, architecture: str)
         raise RuntimeError(
             f"{disassembler[0]} printed no instructions of {', '.join(missing)} in {source.name}."
         )
-    return [report(row, functions[row.symbol], threads.get(row.symbol), architecture) for row in rows]
+    return [
+        report(row, functions[row.symbol], threads.get(row.symbol), architecture, columns) for row in rows
+    ]
 
 
 def table(rows: Sequence[KernelReport]) -> str:
@@ -169,7 +176,8 @@ def table(rows: Sequence[KernelReport]) -> str:
     ]
     for row in rows:
         share = "-" if row.occupancy is None else f"{row.occupancy:.0%}"
-        line = f"{row.kernel:<{width}}{row.registers:>7}{row.static_shared:>8}{row.spilled:>6}{row.threads or '-':>8}{share:>7}"
+        line = f"{row.kernel:<{width}}{row.registers:>7}{row.static_shared:>8}{row.spilled:>6}"
+        line += f"{row.threads or '-':>8}{share:>7}"
         if row.fma_share is None:
             lines.append(f"{line}  no loop with multiply-adds")
             continue
@@ -190,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kernels", default="*", help="only names that match, such as '*<float, 7*'")
     parser.add_argument("--sources", nargs="*", type=Path, help=".cu files (default: those of the extension)")
+    parser.add_argument("--columns", type=int, choices=(24, 32), help="of the band, if it is known")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table here")
     options = parser.parse_args(arguments)
     nvcc = resources.find_nvcc()
@@ -203,14 +212,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.exit(str(error))
     sources = options.sources or sorted(resources.SOURCES.glob("*.cu"))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = list(pool.map(lambda source: analyse(nvcc, disassembler, source, options.arch), sources))
+        found = list(
+            pool.map(
+                lambda source: analyse(nvcc, disassembler, source, options.arch, options.columns), sources
+            )
+        )
     rows = sorted((row for rows in found for row in rows), key=lambda row: row.kernel)
     rows = [row for row in rows if fnmatch.fnmatch(row.kernel, options.kernels)]
     print(f"{options.arch}, {len(rows)} kernels")
     print(table(rows))
-    print(
-        "per tile: instructions a warp issues for 16 pixels x 16 channels of output at K = 7 (--help says how)"
-    )
+    print("per tile: a warp's instructions for 16 pixels x 16 channels of output at K = 7 (--help says how)")
     if options.json:
         document = {"architecture": options.arch, "kernels": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")

@@ -1,9 +1,10 @@
 """Time on the device, and time on the host.
 
-On a GPU the calls are captured in a CUDA graph, one for each of several copies of the operands and each with a
-result of its own, so that together they pass the L2 cache by far and every call finds it cold; the graph is
-replayed between two events. A call that cannot be captured is timed between events of its own. On a CPU the
-wall clock times single calls, over the same copies.
+On a GPU the calls are captured in a CUDA graph, one for each of several copies of the operands and each with
+a result of its own, so that together they pass the L2 cache by far and every call finds it cold; the graph is
+replayed between two events, and a call's time is its share, with the gap that a graph leaves between kernels.
+A call that cannot be captured is timed between events of its own. On a CPU the wall clock times single calls,
+over the same copies.
 """
 
 from __future__ import annotations
@@ -34,15 +35,20 @@ QUICK = Effort(seconds=0.02, least=3, most=10)
 
 @dataclass(frozen=True)
 class Measurement:
-    """Median seconds of a call, and how it was measured."""
+    """Seconds of a call, the median and the fastest of ``repeats`` samples, and how they were taken."""
 
     seconds: float
+    fastest: float
     method: str  # "graph", "events" or "wall clock"
     repeats: int
 
 
+def _measurement(samples: Sequence[float], method: str) -> Measurement:
+    return Measurement(statistics.median(samples), min(samples), method, len(samples))
+
+
 def kernel_time(calls: Sequence[Call], device: torch.device, effort: Effort) -> Measurement:
-    """The time of one call, taking turns over ``calls``, which do the same to operands in different places."""
+    """The time of one call, taking turns over ``calls``: the same on operands in different places."""
     if device.type != "cuda":
         return _wall_clock(calls, effort)
     for call in (calls[0], calls[-1]):  # compiles, chooses algorithms, fills the allocator
@@ -55,16 +61,16 @@ def kernel_time(calls: Sequence[Call], device: torch.device, effort: Effort) -> 
     except RuntimeError:
         torch.cuda.synchronize()
         samples = [_between_events(calls[i % len(calls)]) for i in range(_repeats(once, effort))]
-        return Measurement(statistics.median(samples), "events", len(samples))
+        return _measurement(samples, "events")
     first = _between_events(graph.replay)
     samples = [_between_events(graph.replay) / launches for _ in range(_repeats(first, effort))]
     graph.reset()
-    return Measurement(statistics.median(samples), "graph", len(samples))
+    return _measurement(samples, "graph")
 
 
 def _capture(calls: Sequence[Call], launches: int) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    # As many results are alive as there are operands, or else all calls would write to the same, cached place.
+    # As many results are alive as there are operands: else all calls would write to one, cached place.
     results: deque[object] = deque(maxlen=len(calls))
     with torch.cuda.graph(graph):
         for launch in range(launches):
@@ -97,11 +103,11 @@ def _wall_clock(calls: Sequence[Call], effort: Effort) -> Measurement:
         call()
         samples.append(time.perf_counter() - start)
         spent += samples[-1]
-    return Measurement(statistics.median(samples), "wall clock", len(samples))
+    return _measurement(samples, "wall clock")
 
 
 def host_time(call: Call, device: torch.device, rounds: int = 5, calls: int = 50) -> float | None:
-    """What a call costs the thread that makes it, without waiting for the GPU; None on a CPU, where it waits."""
+    """What a call costs the calling thread, which does not wait for the GPU; None on a CPU, where it does."""
     if device.type != "cuda":
         return None
     samples = []

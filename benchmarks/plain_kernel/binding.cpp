@@ -29,17 +29,20 @@ plain::Type type_of(const Tensor& tensor) {
 void check(const Tensor& a, const Tensor& b) {
   TORCH_CHECK(a.is_cuda() && b.is_cuda() && a.is_contiguous() && b.is_contiguous(),
               "The plain kernel takes contiguous CUDA tensors.");
-  TORCH_CHECK(a.scalar_type() == b.scalar_type(), "The plain kernel takes two tensors of one dtype, but was given ",
-              a.scalar_type(), " and ", b.scalar_type(), ".");
+  TORCH_CHECK(a.scalar_type() == b.scalar_type(),
+              "The plain kernel takes two tensors of one dtype, but was given ", a.scalar_type(), " and ",
+              b.scalar_type(), ".");
 }
 
 int narrow(int64_t value) {
-  TORCH_CHECK(value <= std::numeric_limits<int>::max(), "A size of ", value, " is too large for the plain kernel.");
+  TORCH_CHECK(value <= std::numeric_limits<int>::max(), "A size of ", value,
+              " is too large for the plain kernel.");
   return static_cast<int>(value);
 }
 
-plain::Problem problem(at::IntArrayRef x, at::IntArrayRef w, int64_t stride, int64_t pad_height, int64_t pad_width) {
-  return {narrow(x[0]), narrow(x[1]), narrow(w[1]),   narrow(x[2]),       narrow(x[3]),     narrow(w[4]),
+plain::Problem problem(at::IntArrayRef x, at::IntArrayRef w, int64_t stride, int64_t pad_height,
+                       int64_t pad_width) {
+  return {narrow(x[0]), narrow(x[1]), narrow(w[1]), narrow(x[2]),   narrow(x[3]),       narrow(w[4]),
           narrow(w[5]), narrow(w[2]), narrow(w[3]), narrow(stride), narrow(pad_height), narrow(pad_width)};
 }
 
@@ -58,20 +61,20 @@ Tensor input_gradient(const Tensor& y, const Tensor& w, int64_t height, int64_t 
   check(y, w);
   const c10::cuda::CUDAGuard guard(y.device());
   Tensor x = at::empty({y.size(0), y.size(1), height, width}, y.options());
-  C10_CUDA_CHECK(plain::input_gradient(type_of(y), problem(x.sizes(), w.sizes(), stride, pad_height, pad_width),
-                                       y.const_data_ptr(), w.const_data_ptr(), x.mutable_data_ptr(),
-                                       c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(plain::input_gradient(
+      type_of(y), problem(x.sizes(), w.sizes(), stride, pad_height, pad_width), y.const_data_ptr(),
+      w.const_data_ptr(), x.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
   return x;
 }
 
-Tensor weight_gradient(const Tensor& y, const Tensor& x, int64_t groups, int64_t kernel_height, int64_t kernel_width,
-                       int64_t stride, int64_t pad_height, int64_t pad_width) {
+Tensor weight_gradient(const Tensor& y, const Tensor& x, int64_t groups, int64_t kernel_height,
+                       int64_t kernel_width, int64_t stride, int64_t pad_height, int64_t pad_width) {
   check(y, x);
   const c10::cuda::CUDAGuard guard(y.device());
   Tensor w = at::empty({y.size(0), groups, kernel_height, kernel_width, y.size(2), y.size(3)}, y.options());
-  C10_CUDA_CHECK(plain::weight_gradient(type_of(y), problem(x.sizes(), w.sizes(), stride, pad_height, pad_width),
-                                        y.const_data_ptr(), x.const_data_ptr(), w.mutable_data_ptr(),
-                                        c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(plain::weight_gradient(
+      type_of(y), problem(x.sizes(), w.sizes(), stride, pad_height, pad_width), y.const_data_ptr(),
+      x.const_data_ptr(), w.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
   return w;
 }
 

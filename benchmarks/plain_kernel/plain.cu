@@ -24,7 +24,8 @@ template <typename T>
 __global__ void forward_kernel(Problem p, int64_t total, const T* __restrict__ x, const T* __restrict__ w,
                                T* __restrict__ y) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < total; index += step) {
+  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < total;
+       index += step) {
     const int ox = index % p.out_width;
     const int oy = index / p.out_width % p.out_height;
     const int c = index / p.out_width / p.out_height % p.channels;
@@ -51,10 +52,11 @@ __global__ void forward_kernel(Problem p, int64_t total, const T* __restrict__ x
 }
 
 template <typename T>
-__global__ void input_gradient_kernel(Problem p, int64_t total, const T* __restrict__ y, const T* __restrict__ w,
-                                      T* __restrict__ x) {
+__global__ void input_gradient_kernel(Problem p, int64_t total, const T* __restrict__ y,
+                                      const T* __restrict__ w, T* __restrict__ x) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < total; index += step) {
+  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < total;
+       index += step) {
     const int ix = index % p.width;
     const int iy = index / p.width % p.height;
     const int c = index / p.width / p.height % p.channels;
@@ -69,7 +71,8 @@ __global__ void input_gradient_kernel(Problem p, int64_t total, const T* __restr
         const int oy = sy / p.stride;
         const int ox = sx / p.stride;
         if (oy >= p.out_height || ox >= p.out_width) continue;
-        const int64_t at_y = ((static_cast<int64_t>(b) * p.channels + c) * p.out_height + oy) * p.out_width + ox;
+        const int64_t at_y =
+            ((static_cast<int64_t>(b) * p.channels + c) * p.out_height + oy) * p.out_width + ox;
         const int64_t at_w =
             ((((static_cast<int64_t>(b) * p.groups + g) * p.kernel_height + ky) * p.kernel_width + kx) *
                  p.out_height +
@@ -84,11 +87,12 @@ __global__ void input_gradient_kernel(Problem p, int64_t total, const T* __restr
 }
 
 template <typename T>
-__global__ void weight_gradient_kernel(Problem p, int64_t total, const T* __restrict__ y, const T* __restrict__ x,
-                                       T* __restrict__ w) {
+__global__ void weight_gradient_kernel(Problem p, int64_t total, const T* __restrict__ y,
+                                       const T* __restrict__ x, T* __restrict__ w) {
   const int group_width = p.channels / p.groups;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < total; index += step) {
+  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < total;
+       index += step) {
     int64_t rest = index;
     const int ox = rest % p.out_width;
     rest /= p.out_width;
@@ -147,19 +151,19 @@ cudaError_t forward(Type type, const Problem& p, const void* x, const void* w, v
   });
 }
 
-cudaError_t input_gradient(Type type, const Problem& p, const void* y, const void* w, void* x, cudaStream_t stream) {
+cudaError_t input_gradient(Type type, const Problem& p, const void* y, const void* w, void* x,
+                           cudaStream_t stream) {
   const int64_t total = static_cast<int64_t>(p.batch) * p.channels * p.height * p.width;
-  return with_type(type, x,
-                   [&](auto* out) {
+  return with_type(type, x, [&](auto* out) {
     return launch(input_gradient_kernel<std::remove_pointer_t<decltype(out)>>, p, total, y, w, out, stream);
   });
 }
 
-cudaError_t weight_gradient(Type type, const Problem& p, const void* y, const void* x, void* w, cudaStream_t stream) {
-  const int64_t total =
-      static_cast<int64_t>(p.batch) * p.groups * p.kernel_height * p.kernel_width * p.out_height * p.out_width;
-  return with_type(type, w,
-                   [&](auto* out) {
+cudaError_t weight_gradient(Type type, const Problem& p, const void* y, const void* x, void* w,
+                            cudaStream_t stream) {
+  const int64_t total = static_cast<int64_t>(p.batch) * p.groups * p.kernel_height * p.kernel_width *
+                        p.out_height * p.out_width;
+  return with_type(type, w, [&](auto* out) {
     return launch(weight_gradient_kernel<std::remove_pointer_t<decltype(out)>>, p, total, y, x, out, stream);
   });
 }

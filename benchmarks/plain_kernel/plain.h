@@ -1,5 +1,5 @@
-// The rival: involution as the published CUDA kernels have it, one output of one thread, every size a run-time
-// parameter, global memory for everything. Contiguous tensors, two dimensions.
+// The rival: involution as the published CUDA kernels have it, one output of one thread, every size a
+// run-time parameter, global memory for everything. Contiguous tensors, two dimensions.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,8 +10,8 @@ namespace plain {
 
 enum class Type { kFloat32, kFloat16, kBFloat16 };
 
-// y[b, c, oy, ox] = sum over ky, kx of w[b, g, ky, kx, oy, ox] * x[b, c, oy*stride - pad + ky, ox*stride - pad + kx],
-// where g = c / (channels / groups).
+// y[b, c, oy, ox] = sum over ky, kx of w[b, g, ky, kx, oy, ox] * x[b, c, oy*stride - pad + ky, ox*stride -
+// pad + kx], where g = c / (channels / groups).
 struct Problem {
   int batch, channels, groups;
   int height, width;
@@ -22,7 +22,9 @@ struct Problem {
 };
 
 cudaError_t forward(Type type, const Problem& p, const void* x, const void* w, void* y, cudaStream_t stream);
-cudaError_t input_gradient(Type type, const Problem& p, const void* y, const void* w, void* x, cudaStream_t stream);
-cudaError_t weight_gradient(Type type, const Problem& p, const void* y, const void* x, void* w, cudaStream_t stream);
+cudaError_t input_gradient(Type type, const Problem& p, const void* y, const void* w, void* x,
+                           cudaStream_t stream);
+cudaError_t weight_gradient(Type type, const Problem& p, const void* y, const void* x, void* w,
+                            cudaStream_t stream);
 
 }  // namespace plain
