@@ -28,7 +28,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +180,21 @@ class Bench:
             if isinstance(failure, torch.cuda.OutOfMemoryError):
                 return {"skipped": "it ran out of memory"}
             return {"failed": f"{type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}"}
-        ratio = cold.seconds / ours
-        return {"us": cold.seconds * 1e6, "ratio": ratio, "method": cold.method, "error": error}
+        return {
+            "us": cold.seconds * 1e6,
+            "fastest_us": cold.fastest * 1e6,
+            "ratio": cold.seconds / ours,
+            "method": cold.method,
+            "error": error,
+        }
 
 
 def _microseconds(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1e6
+
+
+def _noise(median: float, fastest: float) -> str:
+    return "~" if fastest < NOISY * median else ""
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -194,13 +203,13 @@ def describe(row: dict[str, Any]) -> str:
     if row["refused"]:
         return f"{head}REFUSED: {row['refused']}"
     host = "-" if row["host_us"] is None else f"{row['host_us']:.1f}/{row['host_grad_us']:.1f}"
-    noisy = "~" if row["fastest_us"] < NOISY * row["kernel_us"] else " "
-    text = f"{head}{row['kernel_us']:>10.1f}{noisy}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
+    noise = _noise(row["kernel_us"], row["fastest_us"])
+    text = f"{head}{row['kernel_us']:>10.1f}{noise:1}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
     text += f"{row['warm_us']:>11.1f}{host:>13}  "
     parts = []
     for name, rival in row["rivals"].items():
         if "ratio" in rival:
-            parts.append(f"{name} {rival['ratio']:.2f}x")
+            parts.append(f"{name} {rival['ratio']:.3g}x{_noise(rival['us'], rival['fastest_us'])}")
         else:
             reason, why = next(iter(rival.items()))
             parts.append(f"{name} {reason.upper() if reason == 'refused' else reason} ({why})")
@@ -233,6 +242,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rivals", nargs="*", choices=RIVALS, metavar="RIVAL", help=f"of {', '.join(RIVALS)}; or nothing")
     add("--quick", action="store_true", help="one small shape, no compiled rivals, few repetitions")
     add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE-DATE.json")
+    add("--seconds", type=float, help="to spend on a measurement, at most 50 samples (default: 0.2)")
     add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own)")
     options = parser.parse_args(arguments)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -285,6 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Float32 means float32: the convolution's tf32 default would be neither as exact nor as slow.
     torch.backends.cudnn.allow_tf32 = False
     effort = timing.QUICK if options.quick else timing.Effort()
+    if options.seconds is not None:
+        effort = replace(effort, seconds=options.seconds)
     cache = environment.cache_bytes(device)
     rotation = 0 if options.quick else min(CACHES * cache, MOST_ROTATION[device.type])
     large = (1 << 25) if options.quick else (1 << 28)

@@ -62,7 +62,7 @@ def _cell(row: Row | None, rivals: Sequence[str]) -> str:
         return ""
     ratios = (row["rivals"].get(name, {}).get("ratio") for name in rivals)
     shares = [f"{row['kernel_us']:,.1f} us", f"{row['copy_share']:.0%}"]
-    return ", ".join([*shares, *("-" if ratio is None else f"{ratio:.1f}x" for ratio in ratios)])
+    return ", ".join([*shares, *("-" if ratio is None else f"{ratio:.2g}x" for ratio in ratios)])
 
 
 def _caption(document: dict[str, Any]) -> str:
@@ -72,10 +72,10 @@ def _caption(document: dict[str, Any]) -> str:
     changed = " with uncommitted changes" if about.get("uncommitted_changes") else ""
     cold = "cold cache" if about.get("cold") else "cache not certainly cold"
     return (
-        f"{about['device']}, torch {about['torch']}{cuda}{commit}{changed}, {about['date'][:10]}. Median "
-        f'time with {cold}; "of copy" is the time of a copy within the device that moves the bytes of an ideal '
-        "implementation, over ours; a rival's number is its time over ours. depthwise is a convolution with "
-        "static kernels."
+        f"{about['device']}, torch {about['torch']}{cuda}{commit}{changed}, {about['date'][:10]}. "
+        f'Median time with {cold}; "of copy" is the time of a copy within the device that moves the bytes of '
+        "an ideal implementation, over ours; a rival's number is its time over ours. depthwise is a "
+        "convolution with static kernels."
     )
 
 

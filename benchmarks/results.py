@@ -51,7 +51,7 @@ _ROW = {
     "host_grad_us": _OPTIONAL,
     "rivals": dict,
 }
-_RIVAL = {"us": _NUMBER, "ratio": _NUMBER, "method": str, "error": _NUMBER}
+_RIVAL = {"us": _NUMBER, "fastest_us": _NUMBER, "ratio": _NUMBER, "method": str, "error": _NUMBER}
 
 
 def validate(document: Any) -> None:

@@ -66,7 +66,7 @@ def _unfold(x: Tensor, case: Case) -> Tensor:
     """``(B, G, Cg, |K|, positions)``."""
     size, kernel, padding, stride = _flat(case)
     columns = F.unfold(x.reshape(*x.shape[:2], *size), kernel, padding=padding, stride=stride)
-    return columns.view(case.batch, case.groups, case.group_width, case.points, -1)
+    return columns.reshape(case.batch, case.groups, case.group_width, case.points, -1)
 
 
 def _columns(w: Tensor, case: Case) -> Tensor:
@@ -74,20 +74,20 @@ def _columns(w: Tensor, case: Case) -> Tensor:
 
 
 def unfold_forward(x: Tensor, w: Tensor, case: Case) -> Tensor:
-    return (_unfold(x, case) * _columns(w, case)).sum(3).view(case.output_shape)
+    return (_unfold(x, case) * _columns(w, case)).sum(3).reshape(case.output_shape)
 
 
 def unfold_input_gradient(y: Tensor, w: Tensor, case: Case) -> Tensor:
     size, kernel, padding, stride = _flat(case)
     grouped = y.reshape(case.batch, case.groups, case.group_width, 1, -1)
-    products = (grouped * _columns(w, case)).view(case.batch, case.channels * case.points, -1)
-    return F.fold(products, size, kernel, padding=padding, stride=stride).view(case.input_shape)
+    products = (grouped * _columns(w, case)).reshape(case.batch, case.channels * case.points, -1)
+    return F.fold(products, size, kernel, padding=padding, stride=stride).reshape(case.input_shape)
 
 
 def unfold_weight_gradient(y: Tensor, unfolded: Tensor, case: Case) -> Tensor:
     """The product with the unfolded input, which the forward pass has kept."""
     grouped = y.reshape(case.batch, case.groups, case.group_width, 1, -1)
-    return (grouped * unfolded).sum(2).view(case.weight_shape)
+    return (grouped * unfolded).sum(2).reshape(case.weight_shape)
 
 
 def _bind_unfold(operation: str, case: Case) -> Binding:

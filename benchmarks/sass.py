@@ -15,8 +15,8 @@ at K = 7, given for kernels of width 7 and for those of any width:
 - with tensor cores, one kernel row is 16 pixels x 16 channels x 24 columns of the band, or 32 columns where
   they start at an aligned address. m16n8k8 does 1024 multiply-adds and m16n8k16 does 2048, so the seven rows
   are 7 * 16 * 16 * columns / 1024 units of m16n8k8, and their share of the loop's other instructions comes
-  with them. A loop with m16n8k8 in it, or whose m16n8k16 are a multiple of three and not of four, is taken to have
-  24 columns, any other 32; the table says which, and ``--columns`` overrules it.
+  with them. A loop with m16n8k8 in it, or whose m16n8k16 are a multiple of three and not of four, is taken to
+  have 24 columns, any other 32; the table says which, and ``--columns`` overrules it.
 
 Instructions outside the loop (staging, epilogue) and in loops inside it do not count: this is a lower bound.
 The loop is one from the code; where it has branches, what they skip is counted.

@@ -159,4 +159,4 @@ class CopyRoof:
 
 def copies_for(size: int, rotation: int) -> int:
     """How many copies of operands and result of this size together pass ``rotation`` bytes; at least two."""
-    return max(2, min(512, -(-rotation // max(1, size)))) if rotation > 0 else 1
+    return max(2, min(1024, -(-rotation // max(1, size)))) if rotation > 0 else 1
