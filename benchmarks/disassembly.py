@@ -111,11 +111,10 @@ def find_disassembler() -> list[str]:
     """
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     folders = [*os.environ.get("PATH", "").split(os.pathsep), str(Path(home, "bin"))]
-    for package, places in (("nvidia", ("cu*/bin", "cuda_nvdisasm/bin", "cuda_cuobjdump/bin")),
-                            ("triton", ("backends/nvidia/bin",))):  # fmt: skip
+    for package, places in {"nvidia": "*/bin", "triton": "backends/nvidia/bin"}.items():
         spec = importlib.util.find_spec(package)
         for root in (spec.submodule_search_locations or []) if spec else []:
-            folders += [str(folder) for place in places for folder in sorted(Path(root).glob(place))]
+            folders += [str(folder) for folder in sorted(Path(root).glob(places))]
     path = os.pathsep.join(folders)
     if nvdisasm := shutil.which("nvdisasm", path=path):
         return [nvdisasm, "-c"]

@@ -70,7 +70,8 @@ def occupancy(multiprocessor: Multiprocessor, threads: int, registers: int, shar
     warps = -(-threads // WARP)
     # Registers are handed to a warp in portions of 256; a block's shared memory has 1 KiB of the system's.
     warp_registers = -(-registers * WARP // 256) * 256
-    by_registers = multiprocessor.registers // warp_registers // warps
+    # The multiprocessor's four parts have a quarter of the registers each, and a warp stays in one of them.
+    by_registers = 4 * (multiprocessor.registers // 4 // warp_registers) // warps
     by_shared = multiprocessor.shared_memory // (-(-shared // 128) * 128 + 1024)
     blocks = min(multiprocessor.warps // warps, multiprocessor.blocks, by_registers, by_shared)
     return blocks * warps / multiprocessor.warps
@@ -175,7 +176,7 @@ def table(rows: Sequence[KernelReport]) -> str:
         + f"{'all':>6}{'fma share':>11}{'per tile':>10}",
     ]
     for row in rows:
-        share = "-" if row.occupancy is None else f"{row.occupancy:.0%}"
+        share = "-" if row.occupancy is None else f"{row.occupancy:.1%}"
         line = f"{row.kernel:<{width}}{row.registers:>7}{row.static_shared:>8}{row.spilled:>6}"
         line += f"{row.threads or '-':>8}{share:>7}"
         if row.fma_share is None:

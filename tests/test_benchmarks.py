@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -284,6 +285,64 @@ def test_calls_take_turns():
     assert seen == [0, 0, 1, 2, 0, 1, 2]  # one to warm up
     assert (measured.repeats, measured.method) == (6, "wall clock")
     assert 0 < measured.fastest <= measured.seconds
+
+
+class FakeGraph:
+    """Stands in for a CUDA graph: replays the calls that were made while it was captured."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+    def reset(self) -> None:
+        pass
+
+
+class FakeEvent:
+    """Stands in for a CUDA event: a millisecond passes between any two."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        pass
+
+    record = synchronize = lambda self: None
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1.0
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+
+def test_a_graph_holds_a_call_for_each_copy(fake_cuda):
+    seen: list[int] = []
+    calls = [lambda i=i: seen.append(i) for i in range(5)]
+    measured = timing.kernel_time(calls, torch.device("cuda"), timing.Effort(seconds=0.004, least=2, most=9))
+    assert seen == [0, 4, 0, 0, 1, 2, 3, 4]  # to warm up, to estimate, and in the graph
+    assert (measured.method, measured.repeats) == ("graph", 4)
+    assert measured.seconds == pytest.approx(1e-3 / 5)
+
+
+def test_what_cannot_be_captured_is_timed_by_itself(fake_cuda, monkeypatch):
+    def refuse(calls, launches):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(timing, "_capture", refuse)
+    measured = timing.kernel_time([lambda: None], torch.device("cuda"), timing.QUICK)
+    assert (measured.method, measured.seconds) == ("events", pytest.approx(1e-3))
+
+
+def test_host_time_is_per_call(fake_cuda):
+    seen: list[int] = []
+    seconds = timing.host_time(lambda: seen.append(0), torch.device("cuda"), rounds=2, calls=10)
+    assert len(seen) == 30 and 0 < seconds < 1e-3
+    assert timing.host_time(lambda: None, CPU) is None
 
 
 @pytest.mark.parametrize("operation", cases.OPERATIONS)
