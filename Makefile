@@ -5,20 +5,22 @@
 #   VENV          where that is
 #   TORCH         the torch to install in it; pip's newest when the environment has none yet
 #   PYTEST_ARGS   more arguments for pytest
+#   BENCH_ARGS    arguments for the benchmark, such as --quick
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.6
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.involution-installed
 # Whatever the compiled parts are made of: a change to any of them installs again.
 BUILT_FROM := pyproject.toml setup.py involution/_version.py $(wildcard tools/*.py) \
               $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-CXX_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES := $(shell find benchmarks csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help venv test demo lint format sanitize profile clean
+.PHONY: help venv test demo bench lint format sanitize profile clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,6 +42,9 @@ test: venv  ## run the tests
 
 demo: venv  ## run the layer and the operator on a photograph
 	$(BIN)/python examples/demo.py
+
+bench: venv  ## measure the operator against copies of memory and rivals
+	$(BIN)/python -m benchmarks.operator $(BENCH_ARGS)
 
 lint: venv  ## check style and types
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """What each CUDA kernel takes of a multiprocessor, from the compiler: registers, stack frame, spills.
 
-Needs nvcc and no GPU: ``python -m benchmarks.resources [--arch sm_90]`` prints the table and exits with an error
-if a kernel spills registers or has a stack frame, which the tests require of every kernel.
+Needs nvcc and no GPU: ``python -m benchmarks.resources [--arch sm_90]`` prints the table and exits with an
+error if a kernel spills registers or has a stack frame; the tests require that none does.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 
 @dataclass(frozen=True)
 class Resources:
-    """One kernel's share, in registers a thread and bytes a thread."""
+    """One kernel's share: registers and bytes a thread, and bytes of static shared memory a block."""
 
     kernel: str
     registers: int
     stack_frame: int
     spill_stores: int
     spill_loads: int
+    static_shared: int = 0
+    symbol: str = ""  # the name in the object file
 
     @property
     def clean(self) -> bool:
@@ -43,43 +45,74 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(home, "bin")))
 
 
-def compile_resources(nvcc: str, source: Path, architecture: str) -> list[Resources]:
+def compile_cubin(nvcc: str, source: Path, architecture: str, output: Path) -> list[Resources]:
     """Compiles one .cu file for one architecture, such as ``sm_90``, and reads what ptxas says of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = str(Path(folder, "kernels.cubin"))
-        command = [nvcc, "-O3", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-o", output, str(source)]
-        result = subprocess.run(command, capture_output=True, text=True)
+    command = [
+        nvcc,
+        "-O3",
+        f"-arch={architecture}",
+        "-cubin",
+        "-Xptxas",
+        "-v",
+        "-o",
+        str(output),
+        str(source),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
     return parse(result.stderr)
+
+
+def compile_resources(nvcc: str, source: Path, architecture: str) -> list[Resources]:
+    """The kernels of one .cu file; the object file is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_cubin(nvcc, source, architecture, Path(folder, "kernels.cubin"))
 
 
 def parse(report: str) -> list[Resources]:
     """The kernels in ptxas's verbose report."""
     pattern = re.compile(
         r"Compiling entry function '(?P<name>\w+)'.*?"
-        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
-        r"Used (?P<registers>\d+) registers",
+        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+        r"(?P<loads>\d+) bytes spill loads.*?"
+        r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
         re.DOTALL,
     )
     found = list(pattern.finditer(report))
-    names = _readable([match["name"] for match in found])
+    names = readable([match["name"] for match in found])
     return [
         Resources(
-            name, int(match["registers"]), int(match["stack"]), int(match["stores"]), int(match["loads"])
+            kernel=name,
+            registers=int(match["registers"]),
+            stack_frame=int(match["stack"]),
+            spill_stores=int(match["stores"]),
+            spill_loads=int(match["loads"]),
+            static_shared=int(match["shared"] or 0),
+            symbol=match["name"],
         )
         for name, match in zip(names, found, strict=True)
     ]
 
 
-def _readable(names: Sequence[str]) -> list[str]:
-    """`gather_tile_kernel<float, 7, 1, false>` for what the compiler calls it, where c++filt is there to say."""
+def readable(names: Sequence[str]) -> list[str]:
+    """`gather_tile_kernel<float, 7, 1, false>` for what the compiler calls it, if c++filt is there to say."""
     if shutil.which("c++filt") is None or not names:
         return list(names)
     text = subprocess.run(
         ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
     ).stdout
-    return [re.sub(r"^void |involution::|\(.*", "", line) for line in text.splitlines()]
+    return [re.sub(r"^void |involution::", "", _without_arguments(line)) for line in text.splitlines()]
+
+
+def _without_arguments(signature: str) -> str:
+    """Cuts the parameter list; a parenthesis inside template arguments, as of an enumerator, stays."""
+    depth = 0
+    for place, character in enumerate(signature):
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "(" and depth == 0:
+            return signature[:place]
+    return signature
 
 
 def all_resources(nvcc: str, architecture: str) -> list[Resources]:

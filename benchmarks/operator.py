@@ -1,0 +1,337 @@
+"""Measures the operator and its gradients against copies of memory and against rivals.
+
+    make bench                                     the default: everything on a GPU, a small part on a CPU
+    python -m benchmarks.operator --quick          a few seconds
+    python -m benchmarks.operator --shapes 'rednet-*' detection --dtypes bfloat16 --rivals plain unfold
+
+Every result, a rival's too, is compared with the float64 reference before it is timed. A wrong one gets no
+time, and the program then ends with an error. The columns:
+
+kernel    median time of a call on the device, with operands and result not in the L2 cache (``timing``)
+GB/s      the bytes that an ideal implementation moves, each tensor once, over that time
+of copy   the time of a copy that moves as many bytes, measured in the same run, over that time
+warm      the same operands again and again: in the cache as far as they fit. Not the headline
+host      what an eager call costs the calling thread on a GPU, without and with gradients: for ``forward``
+          the call on tensors that need none and on tensors that need them; for a gradient the bare operation,
+          and the whole ``torch.autograd.grad`` call
+rivals    their time over ours: above 1 we are faster. ``depthwise`` computes something else, a convolution of
+          the same size with static kernels, for comparison
+
+A time marked ~ is noisy: the fastest sample took less than two thirds of the median. On a CPU a call returns
+when it is done, so host time is not separate. Results go to benchmarks/results as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import involution
+from involution import autograd
+
+from . import environment, results, timing
+from .cases import BATCHES, DTYPES, LAYOUTS, OPERATIONS, Case, Tensors, make_tensors, select
+from .check import WrongAnswerError, check
+from .rivals import RIVALS, Rival
+
+# A working set of four times the cache is cold; more than this much memory is never rotated through.
+CACHES = 4
+MOST_ROTATION = {"cuda": 8 << 30, "cpu": 256 << 20}
+NOISY = 2 / 3  # of the median; a fastest sample below that is remarked upon
+MEMORY_SHARE = 0.8  # of the free memory, that a rival may need
+
+
+def call_of(operation: str, case: Case, t: Tensors) -> Callable[[], Tensor]:
+    """The operator as its public functions and derivatives call it."""
+    window = (case.stride, case.padding, case.dilation)
+    if operation == "forward":
+        return lambda: autograd.involve(t.x, t.w, *window)
+    if operation == "input_gradient":
+        return lambda: autograd.transpose(t.y, t.w, case.input_size, *window)
+    return lambda: autograd.correlate(t.y, t.x, case.kernel_size, case.groups, *window)
+
+
+def eager_calls(operation: str, case: Case, t: Tensors) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What a user calls, without and with gradients; see the module for what that is for a gradient."""
+    function = getattr(involution, f"involution{case.axes}d")
+    x, w = t.x.detach().requires_grad_(), t.w.detach().requires_grad_()
+    window = {"stride": case.stride, "padding": case.padding}
+    if operation == "forward":
+        return lambda: function(t.x, t.w, **window), lambda: function(x, w, **window)
+    with torch.enable_grad():
+        output = function(x, w, **window)
+    wanted = x if operation == "input_gradient" else w
+    return call_of(operation, case, t), lambda: torch.autograd.grad(output, wanted, t.y, retain_graph=True)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The conditions that all measurements of a run share."""
+
+    device: torch.device
+    effort: timing.Effort
+    rotation: int  # bytes that the copies of the operands pass together
+    roof: timing.CopyRoof
+    rivals: Sequence[Rival]
+
+    @torch.no_grad()
+    def measure(
+        self, operation: str, case: Case, dtype: str, layout: str, operands: Tensors
+    ) -> dict[str, Any]:
+        """One row of the results."""
+        moved = case.ideal_bytes(DTYPES[dtype].itemsize)
+        row: dict[str, Any] = {
+            "case": case.name,
+            "batch": case.batch,
+            "channels": case.channels,
+            "group_width": case.group_width,
+            "input_size": list(case.input_size),
+            "kernel_size": list(case.kernel_size),
+            "stride": case.strides,
+            "operation": operation,
+            "dtype": dtype,
+            "layout": layout,
+            "ideal_bytes": moved,
+            "multiply_adds": case.multiply_adds,
+            **dict.fromkeys(
+                (
+                    "error",
+                    "refused",
+                    "kernel_us",
+                    "fastest_us",
+                    "method",
+                    "copies",
+                    "warm_us",
+                    "gb_per_s",
+                    "copy_us",
+                )
+            ),
+            **dict.fromkeys(("copy_share", "host_us", "host_grad_us")),
+            "rivals": {},
+        }
+        try:
+            row["error"] = check(operation, case, operands, call_of(operation, case, operands)())
+        except WrongAnswerError as error:
+            row["refused"] = str(error)
+            return row
+        copies = self._copies(moved)
+        operand_sets = list(operands.copies(copies))
+        cold = self._time([call_of(operation, case, t) for t in operand_sets])
+        del operand_sets
+        warm = self._time([call_of(operation, case, operands)])
+        copy = self.roof.seconds(moved)
+        row.update(
+            kernel_us=cold.seconds * 1e6,
+            fastest_us=cold.fastest * 1e6,
+            method=cold.method,
+            copies=copies,
+            warm_us=warm.seconds * 1e6,
+            gb_per_s=moved / cold.seconds * 1e-9,
+            copy_us=copy * 1e6,
+            copy_share=copy / cold.seconds,
+        )
+        if self.device.type == "cuda":
+            bare, recorded = eager_calls(operation, case, operands)
+            row["host_us"] = _microseconds(timing.host_time(bare, self.device))
+            with torch.enable_grad():
+                row["host_grad_us"] = _microseconds(timing.host_time(recorded, self.device))
+        for rival in self.rivals:
+            row["rivals"][rival.name] = self._rival(rival, operation, case, layout, operands, cold.seconds)
+        return row
+
+    def _time(self, calls: Sequence[Callable[[], Any]]) -> timing.Measurement:
+        return timing.kernel_time(calls, self.device, self.effort)
+
+    def _copies(self, moved: int, scratch: int = 0, kept: int = 0) -> int:
+        """Copies that pass the cache, or as many as half the free memory holds."""
+        fit = (environment.free_bytes(self.device) // 2 - scratch) // (moved + kept)
+        return max(1, min(timing.copies_for(moved, self.rotation), fit))
+
+    def _rival(
+        self, rival: Rival, operation: str, case: Case, layout: str, operands: Tensors, ours: float
+    ) -> dict[str, Any]:
+        item_size = operands.x.element_size()
+        if reason := rival.why_not(operation, case, layout, self.device):
+            return {"skipped": reason}
+        scratch, kept = (of(operation, case, item_size) for of in (rival.scratch, rival.kept))
+        free = environment.free_bytes(self.device)
+        if scratch + kept > MEMORY_SHARE * free:
+            needed = (scratch + kept) / 2**30
+            return {"skipped": f"it needs {needed:.1f} GiB, and {free / 2**30:.1f} GiB are free"}
+        try:
+            bind = rival.bind(operation, case)
+            first = bind(operands)
+            error = rival.check(operation, case, operands, first())
+            copies = self._copies(case.ideal_bytes(item_size), scratch, kept)
+            calls = [first, *(bind(t) for t in list(operands.copies(copies))[1:])]
+            cold = self._time(calls)
+        except WrongAnswerError as wrong:
+            return {"refused": str(wrong)}
+        except Exception as failure:  # a rival that breaks, in whatever way, must not end the run
+            if isinstance(failure, torch.cuda.OutOfMemoryError):
+                return {"skipped": "it ran out of memory"}
+            return {"failed": f"{type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}"}
+        return {
+            "us": cold.seconds * 1e6,
+            "fastest_us": cold.fastest * 1e6,
+            "ratio": cold.seconds / ours,
+            "method": cold.method,
+            "error": error,
+        }
+
+
+def _microseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e6
+
+
+def _noise(median: float, fastest: float) -> str:
+    return "~" if fastest < NOISY * median else ""
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row of the results as text."""
+    head = f"  {row['operation']:<16}{row['dtype']:<10}{row['layout']:<17}"
+    if row["refused"]:
+        return f"{head}REFUSED: {row['refused']}"
+    host = "-" if row["host_us"] is None else f"{row['host_us']:.1f}/{row['host_grad_us']:.1f}"
+    noise = _noise(row["kernel_us"], row["fastest_us"])
+    text = f"{head}{row['kernel_us']:>10.1f}{noise:1}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
+    text += f"{row['warm_us']:>11.1f}{host:>13}  "
+    parts = []
+    for name, rival in row["rivals"].items():
+        if "ratio" in rival:
+            parts.append(f"{name} {rival['ratio']:.3g}x{_noise(rival['us'], rival['fastest_us'])}")
+        else:
+            reason, why = next(iter(rival.items()))
+            parts.append(f"{name} {reason.upper() if reason == 'refused' else reason} ({why})")
+    return text + ", ".join(parts)
+
+
+HEADER = (
+    f"  {'operation':<16}{'dtype':<10}{'layout':<17}{'kernel us':>11}{'GB/s':>9}{'of copy':>9}"
+    f"{'warm us':>11}{'host us':>13}  rivals' time over ours"
+)
+
+
+def wrong(row: dict[str, Any]) -> bool:
+    """Whether a result of the row was refused a time."""
+    return row["refused"] is not None or any("refused" in rival for rival in row["rivals"].values())
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with the device's defaults for those that were not given."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
+    add("--shapes", nargs="+", metavar="NAME", help="names or patterns (see benchmarks/cases.py)")
+    add("--batch", nargs="+", type=int, metavar="N", help="images at once, for RedNet's shapes")
+    add("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=f"of {', '.join(DTYPES)}")
+    add("--layouts", nargs="+", choices=LAYOUTS, metavar="LAYOUT", help=f"of {', '.join(LAYOUTS)}")
+    add("--ops", nargs="+", choices=OPERATIONS, metavar="OPERATION", help=f"of {', '.join(OPERATIONS)}")
+    add("--rivals", nargs="*", choices=RIVALS, metavar="RIVAL", help=f"of {', '.join(RIVALS)}; or nothing")
+    add("--quick", action="store_true", help="one small shape, no compiled rivals, few repetitions")
+    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE-DATE.json")
+    add("--seconds", type=float, help="to spend on a measurement, at most 50 samples (default: 0.2)")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own)")
+    options = parser.parse_args(arguments)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda was asked for, but torch sees no CUDA device.")
+    small = options.quick or options.device == "cpu"
+    stages = ["rednet-1", "rednet-2", "rednet-3", "rednet-4"]
+    options.shapes = options.shapes or (["rednet-4"] if options.quick else stages if small else ["*"])
+    options.batch = options.batch or ([1] if small else list(BATCHES))
+    options.dtypes = options.dtypes or (["float32"] if small else ["float32", "bfloat16", "float16"])
+    options.layouts = options.layouts or (["contiguous"] if small else ["contiguous", "channels_last"])
+    options.ops = options.ops or list(OPERATIONS)
+    if options.rivals is None:
+        options.rivals = ["unfold", "depthwise"] if options.quick else list(RIVALS)
+    try:
+        options.cases = select(options.shapes, options.batch)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def rows(options: argparse.Namespace, bench: Bench) -> Iterator[dict[str, Any]]:
+    """Measures and prints, case by case."""
+    combinations = [
+        (case, layout, dtype)
+        for case in options.cases
+        for layout in options.layouts
+        for dtype in options.dtypes
+    ]
+    start, previous = time.monotonic(), None
+    for number, (case, layout, dtype) in enumerate(combinations):
+        if case != previous:
+            print(f"[{number + 1}/{len(combinations)}, {time.monotonic() - start:.0f} s] {case}", flush=True)
+            previous = case
+        operands = make_tensors(case, DTYPES[dtype], layout, bench.device)
+        for operation in options.ops:
+            row = bench.measure(operation, case, dtype, layout, operands)
+            print(describe(row), flush=True)
+            yield row
+        del operands
+        gc.collect()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns 1 if a result was wrong."""
+    options = parse(arguments)
+    device = torch.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # Float32 means float32: the convolution's tf32 default would be neither as exact nor as slow.
+    torch.backends.cudnn.allow_tf32 = False
+    effort = timing.QUICK if options.quick else timing.Effort()
+    if options.seconds is not None:
+        effort = replace(effort, seconds=options.seconds)
+    cache = environment.cache_bytes(device)
+    rotation = 0 if options.quick else min(CACHES * cache, MOST_ROTATION[device.type])
+    large = (1 << 25) if options.quick else (1 << 28)
+    roof = timing.CopyRoof(device, effort, rotation, large)
+    bench = Bench(device, effort, rotation, roof, [RIVALS[name] for name in options.rivals])
+    described = environment.describe(device)
+    document: dict[str, Any] = {
+        "schema": results.SCHEMA,
+        "environment": {**described, "rotation_bytes": rotation, "cold": rotation >= CACHES * cache > 0},
+        "options": {
+            key: getattr(options, key) for key in ("shapes", "batch", "dtypes", "layouts", "ops", "rivals")
+        },
+        "results": [],
+    }
+    output = options.output or results.default_path(described)
+    built = "with its CUDA kernels" if described["built"]["cuda"] else "without CUDA kernels"
+    print(f"{described['device']}, torch {described['torch']}, involution {described['involution']} {built}")
+    print(f"A large copy: {large / roof.seconds(large) * 1e-9:.1f} GB/s, read and written.")
+    if not document["environment"]["cold"]:
+        print(
+            f"Not cold: operands rotate through {rotation >> 20} MiB, the last cache has {cache >> 20} MiB."
+        )
+    print(HEADER)
+    failed = False
+    for row in rows(options, bench):
+        document["results"].append(row)
+        failed |= wrong(row)
+        results.save(document, output)
+    document["environment"]["clocks_after"] = environment.clocks(device)
+    results.save(document, output)
+    print(f"Written to {output}.")
+    if failed:
+        print("At least one result is wrong; see REFUSED above.", file=sys.stderr)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Other ways to compute the same, and a depthwise convolution to show what a static kernel costs.
+
+A rival says why it cannot take a problem, how much memory it needs beyond operands and result, and binds to
+operands; what it prepares there is not timed.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from involution import reference
+
+from . import check, plain_kernel
+from .cases import Case, Tensors
+
+Call = Callable[[], Tensor]
+Binding = Callable[[Tensors], Call]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One contender.
+
+    Attributes:
+        name: What results call it.
+        bind: From an operation and a case, what turns operands into the call that is timed.
+        why_not: Why it cannot take an operation on a case, in a layout, on a kind of device; None if it can.
+        scratch: Bytes that a call needs beyond operands and result.
+        kept: Bytes of what it prepares for each copy of the operands.
+        accumulates_wide: Whether half types are summed, and products kept, in float32.
+    """
+
+    name: str
+    bind: Callable[[str, Case], Binding]
+    why_not: Callable[[str, Case, str, torch.device], str | None]
+    scratch: Callable[[str, Case, int], int] = lambda operation, case, item_size: 0
+    kept: Callable[[str, Case, int], int] = lambda operation, case, item_size: 0
+    accumulates_wide: bool = False
+
+    def check(self, operation: str, case: Case, tensors: Tensors, result: Tensor) -> float:
+        """The error of a result, as ``check.check``; raises ``check.WrongAnswerError``."""
+        if self.name == "depthwise":
+            return check.check_depthwise(operation, case, tensors, _static_weight(case, tensors), result)
+        return check.check(operation, case, tensors, result, self.accumulates_wide)
+
+
+# --- Unfold and multiply ----------------------------------------------------------------------------------
+
+
+def _flat(case: Case) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]:
+    """Input size, kernel size, padding and stride in two dimensions; a sequence is a map of height 1."""
+    if case.axes == 1:
+        return (1, *case.input_size), (1, *case.kernel_size), (0, *case.padding), (1, *case.stride)
+    return case.input_size, case.kernel_size, case.padding, case.stride
+
+
+def _unfold(x: Tensor, case: Case) -> Tensor:
+    """``(B, G, Cg, |K|, positions)``."""
+    size, kernel, padding, stride = _flat(case)
+    columns = F.unfold(x.reshape(*x.shape[:2], *size), kernel, padding=padding, stride=stride)
+    return columns.reshape(case.batch, case.groups, case.group_width, case.points, -1)
+
+
+def _columns(w: Tensor, case: Case) -> Tensor:
+    return w.reshape(case.batch, case.groups, 1, case.points, -1)
+
+
+def unfold_forward(x: Tensor, w: Tensor, case: Case) -> Tensor:
+    return (_unfold(x, case) * _columns(w, case)).sum(3).reshape(case.output_shape)
+
+
+def unfold_input_gradient(y: Tensor, w: Tensor, case: Case) -> Tensor:
+    size, kernel, padding, stride = _flat(case)
+    grouped = y.reshape(case.batch, case.groups, case.group_width, 1, -1)
+    products = (grouped * _columns(w, case)).reshape(case.batch, case.channels * case.points, -1)
+    return F.fold(products, size, kernel, padding=padding, stride=stride).reshape(case.input_shape)
+
+
+def unfold_weight_gradient(y: Tensor, unfolded: Tensor, case: Case) -> Tensor:
+    """The product with the unfolded input, which the forward pass has kept."""
+    grouped = y.reshape(case.batch, case.groups, case.group_width, 1, -1)
+    return (grouped * unfolded).sum(2).reshape(case.weight_shape)
+
+
+def _bind_unfold(operation: str, case: Case) -> Binding:
+    def bind(t: Tensors) -> Call:
+        if operation == "forward":
+            return lambda: unfold_forward(t.x, t.w, case)
+        if operation == "input_gradient":
+            return lambda: unfold_input_gradient(t.y, t.w, case)
+        unfolded = _unfold(t.x, case)
+        return lambda: unfold_weight_gradient(t.y, unfolded, case)
+
+    return bind
+
+
+def _unfolded_bytes(operation: str, case: Case, item_size: int) -> int:
+    return item_size * math.prod(case.output_shape) * case.points
+
+
+def _why_not_unfold(operation: str, case: Case, layout: str, device: torch.device) -> str | None:
+    return "torch.nn.functional.unfold has no 3D form" if case.axes == 3 else None
+
+
+# --- Compiled formulas ------------------------------------------------------------------------------------
+
+
+def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    torch._dynamo.reset()  # otherwise every case counts towards the limit of recompilations
+    return torch.compile(function, dynamic=False)
+
+
+def _bind_unfold_compiled(operation: str, case: Case) -> Binding:
+    if operation == "forward":
+        function = _compile(lambda t: unfold_forward(t[0], t[1], case))
+    elif operation == "input_gradient":
+        function = _compile(lambda t: unfold_input_gradient(t[2], t[1], case))
+    else:
+        # The compiler may fuse the unfolding, so it is part of what is compiled and nothing is kept.
+        function = _compile(lambda t: unfold_weight_gradient(t[2], _unfold(t[0], case), case))
+    return lambda t: lambda: function((t.x, t.w, t.y))
+
+
+def _shift_input_gradient(y: Tensor, w: Tensor, case: Case) -> Tensor:
+    """Stride 1 as a gather, which compiles to one kernel: shifted products of both padded tensors."""
+    wide = reference._accumulation_dtype(y.dtype)
+    amounts = [p for k in reversed(case.kernel_size) for p in (k - 1, k - 1)]
+    padded_y = F.pad(y.unflatten(1, (case.groups, case.group_width)), amounts)
+    padded_w = F.pad(w, amounts)
+    total = torch.zeros((), dtype=wide, device=y.device)
+    for point in itertools.product(*map(range, case.kernel_size)):
+        places = tuple(
+            slice(k - 1 + p - at, k - 1 + p - at + size)
+            for k, p, at, size in zip(case.kernel_size, case.padding, point, case.input_size, strict=True)
+        )
+        weights = padded_w[(slice(None), slice(None), *point)].unsqueeze(2)
+        total = total + padded_y[(..., *places)].to(wide) * weights[(..., *places)].to(wide)
+    return total.flatten(1, 2).to(y.dtype)
+
+
+def _bind_shift_compiled(operation: str, case: Case) -> Binding:
+    window = (case.stride, case.padding, case.dilation)
+    if operation == "forward":
+        function = _compile(lambda t: reference.involution(t[0], t[1], *window))
+    elif operation == "weight_gradient":
+        size = case.kernel_size
+        function = _compile(lambda t: reference.local_correlation(t[2], t[0], size, case.groups, *window))
+    elif case.strides == 1:
+        function = _compile(lambda t: _shift_input_gradient(t[2], t[1], case))
+    else:
+        size = case.input_size
+        function = _compile(lambda t: reference.involution_transpose(t[2], t[1], size, *window))
+    return lambda t: lambda: function((t.x, t.w, t.y))
+
+
+def _why_not_compiled(operation: str, case: Case, layout: str, device: torch.device) -> str | None:
+    return None
+
+
+# --- The plain CUDA kernel --------------------------------------------------------------------------------
+
+
+def _bind_plain(operation: str, case: Case) -> Binding:
+    size, kernel, padding, _ = _flat(case)
+    out = (1, *case.output_size) if case.axes == 1 else case.output_size
+    window = (case.strides, *padding)
+
+    def bind(t: Tensors) -> Call:
+        module = plain_kernel.load()
+        x = t.x.view(case.batch, case.channels, *size)
+        w = t.w.view(case.batch, case.groups, *kernel, *out)
+        y = t.y.view(case.batch, case.channels, *out)
+        if operation == "forward":
+            return lambda: module.forward(x, w, *window).view(case.output_shape)
+        if operation == "input_gradient":
+            return lambda: module.input_gradient(y, w, *size, *window).view(case.input_shape)
+        return lambda: module.weight_gradient(y, x, case.groups, *kernel, *window).view(case.weight_shape)
+
+    return bind
+
+
+def _why_not_plain(operation: str, case: Case, layout: str, device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return "it is a CUDA kernel"
+    if layout != "contiguous":
+        return "it reads contiguous tensors only"
+    if case.axes == 3:
+        return "the published design has two dimensions"
+    if case.axes == 1 and case.strides != 1:
+        return "it has one stride for both axes"
+    return None
+
+
+# --- A static kernel of the same size ---------------------------------------------------------------------
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _static_weight(case: Case, t: Tensors) -> Tensor:
+    """One kernel for each channel, those of the first position of the first batch item's group."""
+    first = t.w[(0, ..., *(0,) * case.axes)].repeat_interleave(case.group_width, 0).unsqueeze(1)
+    if case.axes == 2 and t.x.is_contiguous(memory_format=torch.channels_last):
+        return first.contiguous(memory_format=torch.channels_last)
+    return first.contiguous()
+
+
+def _bind_depthwise(operation: str, case: Case) -> Binding:
+    def bind(t: Tensors) -> Call:
+        weight = _static_weight(case, t)
+        if operation == "forward":
+            convolution = functools.partial(
+                _CONVOLUTIONS[case.axes], stride=case.stride, padding=case.padding, groups=case.channels
+            )
+            return lambda: convolution(t.x, weight)
+        mask = [operation == "input_gradient", operation == "weight_gradient", False]
+        rest = (None, case.stride, case.padding, case.dilation, False, [0] * case.axes, case.channels, mask)
+        backward = torch.ops.aten.convolution_backward.default
+        return lambda: backward(t.y, t.x, weight, *rest)[mask.index(True)]
+
+    return bind
+
+
+def _never(operation: str, case: Case, layout: str, device: torch.device) -> str | None:
+    return None
+
+
+def _products_bytes(operation: str, case: Case, item_size: int) -> int:
+    """The product of unfolded input and kernels; and the unfolded input itself, which forward also makes."""
+    return _unfolded_bytes(operation, case, item_size) * (2 if operation == "forward" else 1)
+
+
+def _kept_by_unfold(operation: str, case: Case, item_size: int) -> int:
+    return _unfolded_bytes(operation, case, item_size) if operation == "weight_gradient" else 0
+
+
+RIVALS = {
+    rival.name: rival
+    for rival in (
+        Rival("plain", _bind_plain, _why_not_plain, accumulates_wide=True),
+        Rival("unfold", _bind_unfold, _why_not_unfold, _products_bytes, _kept_by_unfold),
+        # In the worst case the compiler fuses nothing.
+        Rival("unfold-compiled", _bind_unfold_compiled, _why_not_unfold, _products_bytes),
+        Rival("shift-compiled", _bind_shift_compiled, _why_not_compiled),
+        Rival("depthwise", _bind_depthwise, _never),
+    )
+}

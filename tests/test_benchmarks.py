@@ -1,0 +1,500 @@
+"""The instruments: what they count, what they read, and that they refuse to time a wrong answer."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import (
+    cases,
+    check,
+    disassembly,
+    environment,
+    operator,
+    plain_kernel,
+    plot,
+    resources,
+    results,
+    rivals,
+    sass,
+    timing,
+)
+from involution import autograd
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+SMALL = cases.Case("small", 2, 8, (6, 9), (3, 5), group_width=4)
+PROBLEMS = (
+    SMALL,
+    cases.Case("stride", 2, 8, (8, 11), (7, 7), strides=2, group_width=4),
+    cases.Case("sequence", 1, 4, (19,), (7,), group_width=2),
+    cases.Case("volume", 1, 4, (4, 5, 6), (1, 3, 3), group_width=4),
+)
+
+# --- Cases ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "width", "item_size", "expected"),
+    [(7, 16, 2, 162), (7, 16, 4, 324), (3, 16, 2, 82), (7, 32, 2, 226)],
+)
+def test_ideal_bytes_of_a_position_and_group(kernel, width, item_size, expected):
+    case = cases.Case("any", 3, 4 * width, (5, 6), (kernel, kernel), group_width=width)
+    assert case.ideal_bytes(item_size) == expected * 3 * 4 * 5 * 6
+
+
+def test_ideal_bytes_with_a_stride_count_the_larger_input():
+    case = cases.Case("any", 1, 16, (8, 8), (3, 3), strides=2)
+    assert case.output_size == (4, 4)
+    assert case.ideal_bytes(4) == 4 * (16 * 64 + 16 * 16 + 9 * 16)
+    assert case.multiply_adds == 16 * 16 * 9
+
+
+def test_every_shape_is_there():
+    chosen = cases.select(["*"], cases.BATCHES)
+    assert len(chosen) == 3 * 8 + 4
+    assert {case.batch for case in chosen if case.name.startswith("rednet")} == {1, 32, 256}
+    by_name = {case.name: case for case in chosen}
+    assert (by_name["detection"].batch, by_name["detection"].input_size) == (2, (200, 336))
+    assert (by_name["mask-head"].batch, by_name["mask-head"].input_size) == (512, (14, 14))
+    assert (by_name["sequence"].channels, by_name["sequence"].kernel_size) == (512, (31,))
+    assert by_name["volume"].kernel_size == (3, 7, 7)
+    with pytest.raises(ValueError, match="No shape is called 'rednet-9'"):
+        cases.select(["rednet-9"], [1])
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
+def test_layouts(case, layout):
+    t = cases.make_tensors(case, torch.float32, layout, CPU)
+    activations_last, kernels_last = cases.LAYOUTS[layout]
+    assert (t.x.shape, t.w.shape, t.y.shape) == (case.input_shape, case.weight_shape, case.output_shape)
+    assert (t.x.stride(1) == 1) == activations_last == (t.y.stride(1) == 1)
+    assert (t.w.stride(1 + case.axes) == 1) == kernels_last
+    twin = list(t.copies(2))[1]
+    assert (twin.x.stride(), twin.w.stride()) == (t.x.stride(), t.w.stride())
+    assert torch.equal(twin.w, t.w) and twin.w.data_ptr() != t.w.data_ptr()
+
+
+# --- Answers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", cases.OPERATIONS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "kernels_last"])
+@pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
+def test_right_answers_pass(case, layout, operation, monkeypatch):
+    monkeypatch.setattr(rivals, "_compile", lambda function: function)
+    t = cases.make_tensors(case, torch.float32, layout, CPU)
+    check.check(operation, case, t, operator.call_of(operation, case, t)())
+    for rival in rivals.RIVALS.values():
+        if rival.why_not(operation, case, layout, CPU) is None:
+            rival.check(operation, case, t, rival.bind(operation, case)(t)())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("operation", cases.OPERATIONS)
+def test_right_answers_in_half_pass(dtype, operation, monkeypatch):
+    monkeypatch.setattr(rivals, "_compile", lambda function: function)
+    case = replace(SMALL, kernel_size=(7, 7), channels=32, group_width=16)
+    t = cases.make_tensors(case, dtype, "contiguous", CPU)
+    check.check(operation, case, t, operator.call_of(operation, case, t)())
+    for name in ("unfold", "shift-compiled", "depthwise"):
+        rivals.RIVALS[name].check(operation, case, t, rivals.RIVALS[name].bind(operation, case)(t)())
+
+
+@pytest.mark.parametrize("operation", cases.OPERATIONS)
+def test_wrong_answers_do_not_pass(operation):
+    t = cases.make_tensors(SMALL, torch.float32, "contiguous", CPU)
+    right = operator.call_of(operation, SMALL, t)()
+    wrong = right.clone()
+    wrong.view(-1)[-1] += 1e-3 * right.abs().max()  # one value, and by little
+    missing = right.clone()
+    missing.view(-1)[0] = math.nan
+    for result in (wrong, missing, right[:1], right.double(), torch.zeros_like(right)):
+        with pytest.raises(check.WrongAnswerError):
+            check.check(operation, SMALL, t, result)
+
+
+def test_large_problems_are_checked_by_some_pairs(monkeypatch):
+    case = replace(SMALL, batch=16)
+    monkeypatch.setitem(check.WORK, "cpu", 3 * case.multiply_adds // (case.batch * case.groups))
+    batch, group = check._pairs(case, CPU)
+    assert (batch.tolist(), group.tolist()) == ([0, 8, 15], [0, 0, 1])
+
+
+def run(tmp_path: Path, *arguments: str) -> tuple[int, dict]:
+    output = tmp_path / "results.json"
+    code = operator.main(["--device", "cpu", "--quick", "--output", str(output), *arguments])
+    return code, results.load(output)
+
+
+def test_a_wrong_operator_gets_no_time(tmp_path, monkeypatch, capsys):
+    right = autograd.involve
+    monkeypatch.setattr(autograd, "involve", lambda *arguments: right(*arguments) * 1.01)
+    code, document = run(tmp_path, "--rivals")
+    by_operation = {row["operation"]: row for row in document["results"]}
+    assert code == 1
+    assert by_operation["forward"]["kernel_us"] is None
+    assert "float64 reference" in by_operation["forward"]["refused"]
+    assert by_operation["input_gradient"]["kernel_us"] > 0  # the others are right
+    assert "REFUSED" in capsys.readouterr().out
+
+
+def test_a_wrong_rival_gets_no_time(tmp_path, monkeypatch):
+    right = rivals.unfold_forward
+    monkeypatch.setattr(rivals, "unfold_forward", lambda x, w, case: right(x, w, case) + 1)
+    code, document = run(tmp_path, "--ops", "forward", "--rivals", "unfold", "depthwise")
+    (row,) = document["results"]
+    assert code == 1
+    assert row["kernel_us"] > 0 and row["rivals"]["unfold"].keys() == {"refused"}
+    assert row["rivals"]["depthwise"]["us"] > 0
+
+
+def test_rivals_that_cannot_run_say_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "free_bytes", lambda device: 1 << 20)
+
+    def broken(operation, case):
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setitem(rivals.RIVALS, "depthwise", replace(rivals.RIVALS["depthwise"], bind=broken))
+    code, document = run(tmp_path, "--ops", "forward", "--rivals", "plain", "unfold", "depthwise")
+    found = document["results"][0]["rivals"]
+    assert code == 0
+    assert found["plain"] == {"skipped": "it is a CUDA kernel"}
+    assert found["unfold"]["skipped"].startswith("it needs 0.0 GiB, and")
+    assert found["depthwise"] == {"failed": "RuntimeError: no such thing"}
+
+
+# --- A run, its record and its picture --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("benchmark") / "results.json"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.operator",
+        "--device",
+        "cpu",
+        "--quick",
+        "--output",
+        str(output),
+    ]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "Not cold" in finished.stdout
+    return output
+
+
+def test_a_quick_run(record):
+    document = results.load(record)
+    rows = document["results"]
+    assert [row["operation"] for row in rows] == list(cases.OPERATIONS)
+    for row in rows:
+        assert row["gb_per_s"] == pytest.approx(row["ideal_bytes"] / row["kernel_us"] * 1e-3)
+        assert row["copy_share"] == pytest.approx(row["copy_us"] / row["kernel_us"])
+        assert row["host_us"] is None  # on a CPU the call is the work
+        unfold = row["rivals"]["unfold"]
+        assert unfold["ratio"] == pytest.approx(unfold["us"] / row["kernel_us"])
+    assert {"torch", "commit", "cold", "clocks_after"} <= document["environment"].keys()
+    assert str(ROOT) not in record.read_text("utf-8")
+
+
+def test_a_broken_record_is_refused(record):
+    document = json.loads(record.read_text("utf-8"))
+    results.validate(document)
+
+    def without_time(d):
+        d["results"][0]["kernel_us"] = None
+
+    def without_column(d):
+        del d["results"][1]["copy_share"]
+
+    def from_the_future(d):
+        d["schema"] = 99
+
+    def half_a_rival(d):
+        d["results"][2]["rivals"]["unfold"] = {"us": 1.0}
+
+    for damage, message in (
+        (without_time, "Result 0 must have either a time"),
+        (without_column, "Result 1 lacks 'copy_share'"),
+        (from_the_future, "schema 99"),
+        (half_a_rival, "Result 2, rival unfold, lacks"),
+    ):
+        damaged = copy.deepcopy(document)
+        damage(damaged)
+        with pytest.raises(ValueError, match=message):
+            results.validate(damaged)
+
+
+def test_the_name_of_a_record_is_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    about = {"device": "NVIDIA H200 (R) NVL", "date": "2030-01-02T03:04:05"}
+    first = results.default_path(about)
+    assert first.name == "nvidia-h200-nvl-2030-01-02.json"
+    first.touch()
+    assert results.default_path(about).name == "nvidia-h200-nvl-2030-01-02-2.json"
+
+
+def test_the_table_goes_between_the_markers(record, tmp_path):
+    table = plot.markdown(results.load(record))
+    lines = table.splitlines()
+    assert lines[0].startswith("| problem | dtype | layout | forward: time, of copy, unfold, depthwise |")
+    assert lines[2].startswith("| 1 x 512 x 7x7, K 7x7 | float32 | contiguous |")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n")
+    assert not plot.insert(readme, table)
+    readme.write_text(f"before\n{plot.BEGIN}\nold\n{plot.END}\nafter\n")
+    assert plot.insert(readme, table)
+    assert readme.read_text() == f"before\n{plot.BEGIN}\n{table}\n{plot.END}\nafter\n"
+
+
+def test_the_picture(record, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    output = tmp_path / "roofline.png"
+    assert plot.main([str(record), "--output", str(output)]) == 0
+    assert output.read_bytes()[:4] == b"\x89PNG"
+    assert capsys.readouterr().out.startswith("| problem |")
+
+
+# --- Timing -----------------------------------------------------------------------------------------------
+
+
+def test_copies_pass_the_cache():
+    assert timing.copies_for(10, 95) == 10
+    assert timing.copies_for(1000, 95) == 2
+    assert timing.copies_for(1, 10**9) == 1024
+    assert timing.copies_for(10, 0) == 1
+
+
+def test_calls_take_turns():
+    seen: list[int] = []
+    calls = [lambda i=i: seen.append(i) for i in range(3)]
+    measured = timing.kernel_time(calls, CPU, timing.Effort(seconds=0, least=6, most=6))
+    assert seen == [0, 0, 1, 2, 0, 1, 2]  # one to warm up
+    assert (measured.repeats, measured.method) == (6, "wall clock")
+    assert 0 < measured.fastest <= measured.seconds
+
+
+class FakeGraph:
+    """Stands in for a CUDA graph: replays the calls that were made while it was captured."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+    def reset(self) -> None:
+        pass
+
+
+class FakeEvent:
+    """Stands in for a CUDA event: a millisecond passes between any two."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        pass
+
+    record = synchronize = lambda self: None
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1.0
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+
+def test_a_graph_holds_a_call_for_each_copy(fake_cuda):
+    seen: list[int] = []
+    calls = [lambda i=i: seen.append(i) for i in range(5)]
+    measured = timing.kernel_time(calls, torch.device("cuda"), timing.Effort(seconds=0.004, least=2, most=9))
+    assert seen == [0, 4, 0, 0, 1, 2, 3, 4]  # to warm up, to estimate, and in the graph
+    assert (measured.method, measured.repeats) == ("graph", 4)
+    assert measured.seconds == pytest.approx(1e-3 / 5)
+
+
+def test_what_cannot_be_captured_is_timed_by_itself(fake_cuda, monkeypatch):
+    def refuse(calls, launches):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(timing, "_capture", refuse)
+    measured = timing.kernel_time([lambda: None], torch.device("cuda"), timing.QUICK)
+    assert (measured.method, measured.seconds) == ("events", pytest.approx(1e-3))
+
+
+def test_host_time_is_per_call(fake_cuda):
+    seen: list[int] = []
+    seconds = timing.host_time(lambda: seen.append(0), torch.device("cuda"), rounds=2, calls=10)
+    assert len(seen) == 30 and 0 < seconds < 1e-3
+    assert timing.host_time(lambda: None, CPU) is None
+
+
+@pytest.mark.parametrize("operation", cases.OPERATIONS)
+def test_what_host_time_is_measured_of(operation):
+    t = cases.make_tensors(SMALL, torch.float32, "contiguous", CPU)
+    with torch.no_grad():
+        bare, recorded = operator.eager_calls(operation, SMALL, t)
+        assert not bare().requires_grad
+        with torch.enable_grad():
+            result = recorded()
+    if operation == "forward":
+        assert result.requires_grad
+    else:
+        assert torch.equal(result[0], bare())
+
+
+@pytest.mark.gpu
+def test_a_quick_run_on_the_gpu(tmp_path):
+    output = tmp_path / "results.json"
+    shapes = ["--shapes", "rednet-4", "--batch", "2", "--dtypes", "float32", "bfloat16"]
+    arguments = ["--device", "cuda", "--quick", *shapes, "--rivals", "plain", "unfold", "depthwise"]
+    assert operator.main([*arguments, "--output", str(output)]) == 0
+    for row in results.load(output)["results"]:
+        assert row["method"] == "graph"
+        assert row["host_us"] > 0 and row["host_grad_us"] > 0
+        assert all(rival["us"] > 0 for rival in row["rivals"].values())
+
+
+# --- Machine code -----------------------------------------------------------------------------------------
+
+# A loop over FFMA inside a loop that has an HFMA2 which only makes a constant; then padding.
+NVDISASM = """\
+	.section	.text._Z4workPf,"ax",@progbits
+_Z4workPf:
+.text._Z4workPf:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   HFMA2.MMA R3, -RZ, RZ, 0, 0 ;
+.L_x_0:
+        /*0020*/                   LDS.128 R4, [R2] ;
+        /*0030*/                   FFMA R8, R4, R5, R8 ;
+        /*0040*/                   FFMA R9, R4, R6, R9 ;
+        /*0050*/                   HADD2.F32 R7, -RZ, R7.H0_H0 ;
+        /*0060*/              @!P0 IADD3 R2, R2, 0x10, RZ ;
+        /*0070*/               @P0 BRA `(.L_x_0) ;
+        /*0080*/                   LDGSTS.E.128 [R2], [R4.64] ;
+        /*0090*/              @!P1 BRA `(.L_x_1) ;
+        /*00a0*/                   STG.E desc[UR6][R2.64], R8 ;
+        /*00b0*/                   EXIT ;
+.L_x_2:
+        /*00c0*/                   BRA `(.L_x_2);
+        /*00d0*/                   NOP ;
+"""
+
+CUOBJDUMP = """\
+		Function : _Z4workPf
+	.headerflags	@"EF_CUDA_SM90"
+        /*0000*/                   LDS.128 R4, [R2] ;                          /* 0x00000a00ff017b82 */
+                                                                               /* 0x000ff00000000800 */
+        /*0010*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;        /* 0x0000000402047223 */
+        /*0020*/                   HMMA.1688.F32.BF16 R8, R4, R6, R8 ;         /* 0x0000000402047223 */
+        /*0030*/               @P0 BRA 0x0 ;                                   /* 0xfffffff000000947 */
+        /*0040*/                   EXIT ;                                      /* 0x000000000000794d */
+        /*0050*/                   BRA 0x50;                                   /* 0xfffffffc00fc7947 */
+"""
+
+
+def test_loops_are_found():
+    instructions = disassembly.parse(NVDISASM)["_Z4workPf"]
+    assert len(instructions) == 14
+    outer, inner = disassembly.loops(instructions)
+    assert (outer.start, outer.end, outer.innermost) == (0x10, 0x90, False)
+    assert (inner.start, inner.end, inner.innermost) == (0x20, 0x70, True)
+    # The outer loop's own instructions are those that the inner one does not have.
+    assert outer.mix == {"integer": 1, "global load": 1, "other": 1}
+    assert inner.mix == {"shared load": 1, "fma": 2, "conversion": 1, "integer": 1, "other": 1}
+    assert disassembly.hottest(instructions) == inner
+
+
+def test_the_other_disassembler_is_understood():
+    hot = disassembly.hottest(disassembly.parse(CUOBJDUMP)["_Z4workPf"])
+    assert (hot.start, hot.end, hot.mix) == (0, 0x30, {"shared load": 1, "mma": 2, "other": 1})
+
+
+def loop(**counts: int) -> disassembly.Loop:
+    rows = [opcode.replace("__", ".") for opcode, count in counts.items() for _ in range(count)]
+    instructions = tuple(disassembly.Instruction(16 * i, opcode) for i, opcode in enumerate(rows))
+    return disassembly.Loop(0, 16 * len(rows), instructions, innermost=True)
+
+
+def test_instructions_of_a_tile():
+    assert sass.per_tile(loop(FFMA=80, LDS=20)) == (392 / 0.8, None)
+    # One kernel row of 16 pixels x 16 channels: two MMA of each kind, or three or four of the longer one.
+    assert sass.per_tile(loop(HMMA__16816__F32=2, HMMA__1688__F32=2, LDSM=4, STS=8)) == (7 * 16, 24)
+    assert sass.per_tile(loop(HMMA__16816__F32=3, STS=7)) == (7 * 10, 24)
+    assert sass.per_tile(loop(HMMA__16816__F32=4, STS=6)) == (7 * 10, 32)
+    assert sass.per_tile(loop(HMMA__16816__F32=12, STS=12), columns=24) == (7 * 6, 24)
+
+
+def test_occupancy():
+    sm90 = sass.MULTIPROCESSORS["sm_90"]
+    assert sass.occupancy(sm90, threads=512, registers=100, shared=0) == 0.25  # 19 warps, so one block of 16
+    assert sass.occupancy(sm90, threads=256, registers=32, shared=0) == 1
+    assert sass.occupancy(sm90, threads=128, registers=32, shared=100 * 1024) == 2 * 4 / 64
+    assert sass.occupancy(sm90, threads=32, registers=32, shared=0) == 0.5  # 32 blocks at most
+
+
+def test_the_width_is_read_from_the_name():
+    assert sass.kernel_width("gather_tile_kernel<float, 7, 1, false>") == 7
+    assert sass.kernel_width("kernel<policy<float, 5, 1> >") == 5
+    assert sass.kernel_width("generic_gather_kernel<float, true>") is None
+    assert (
+        resources._without_arguments("void a::k<float, (a::Op)1>(a::P, int)") == "void a::k<float, (a::Op)1>"
+    )
+
+
+NVCC = resources.find_nvcc()
+try:
+    DISASSEMBLER = disassembly.find_disassembler()
+except disassembly.NoDisassemblerError:
+    DISASSEMBLER = []
+
+SOURCE = """
+__global__ void __launch_bounds__(192) sum(const float* __restrict__ x, float* y, int n) {
+  __shared__ float tile[96];
+  tile[threadIdx.x % 96] = x[threadIdx.x];
+  __syncthreads();
+  float total = 0;
+#pragma unroll 1
+  for (int i = 0; i < n; ++i) total += tile[i] * tile[i + threadIdx.x % 4];
+  y[threadIdx.x] = total;
+}
+"""
+
+
+@pytest.mark.skipif(not (NVCC and DISASSEMBLER), reason="no nvcc or no disassembler")
+def test_a_compiled_kernel(tmp_path, capsys):
+    source, output = tmp_path / "sum.cu", tmp_path / "sass.json"
+    source.write_text(SOURCE)
+    assert sass.main(["--sources", str(source), "--json", str(output)]) == 0
+    (kernel,) = json.loads(output.read_text())["kernels"]
+    assert kernel["kernel"].startswith("sum")
+    assert (kernel["threads"], kernel["static_shared"], kernel["spilled"]) == (192, 384, 0)
+    assert kernel["occupancy"] == 60 / 64  # ten blocks of six warps
+    assert (kernel["mix"]["fma"], kernel["mix"]["shared load"]) == (1, 2)
+    assert "sum" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc (CUDA toolkit) to compile the kernel with")
+def test_the_plain_kernel_compiles(tmp_path):
+    table = resources.compile_cubin(
+        NVCC or "", plain_kernel.FOLDER / "plain.cu", "sm_90", tmp_path / "plain.cubin"
+    )
+    assert len(table) == 3 * 3  # operations x dtypes
+    assert not [row for row in table if not row.clean]
