@@ -93,7 +93,7 @@ class BandValues {
       masks_[m] = inside ? 0xffff : 0;
       offsets_[m] =
           kMirrored ? (inside ? other : 0) * x_stride + (KW - 1 - m) * point_stride : m * point_stride;
-      keep_in_register(offsets_[m]);
+      if (kMirrored || m > 0) keep_in_register(offsets_[m]);
     }
   }
 

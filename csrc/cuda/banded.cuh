@@ -145,13 +145,17 @@ __device__ __forceinline__ void correlate(float (&sums)[BandLayout<kPixels>::kCo
 }
 
 // Local correlation: the band of Y * X is one row of the kernel of a run, whole when it leaves the registers,
-// so that rows have nothing to carry but Y. All channels are staged at once.
-template <typename T, int KW, bool kPixels>
+// so that rows have nothing to carry but Y. All channels are staged at once; kOneStage says that they are 16.
+template <typename T, int KW, bool kPixels, bool kOneStage>
 __global__ void __launch_bounds__(kBandMostThreads, 2)
     banded_correlation_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ query,
                               const T* __restrict__ key, T* __restrict__ weight) {
   using Layout = BandLayout<kPixels>;
   constexpr int kTiles = Layout::kColumns / 8;
+  const int staged = kOneStage ? kBandChannels : plan.channels_staged;
+  // From a position of pixels to the next, or from a channel of planes.
+  const int x_pitch = kPixels ? staged + 8 : plan.plane_pitch;
+  const int y_pitch = kPixels ? staged + 8 : plan.points_pitch;
   const int lane = static_cast<int>(threadIdx.x);
   const int warp = static_cast<int>(threadIdx.y);
   const int thread = warp * 32 + lane;
@@ -163,16 +167,16 @@ __global__ void __launch_bounds__(kBandMostThreads, 2)
   T* patches = reinterpret_cast<T*>(dynamic_shared_memory()) + warp * kBandRunsOfWarp * Layout::kPatch;
   T* query_tile = reinterpret_cast<T*>(dynamic_shared_memory()) + plan.runs * Layout::kPatch;
   const int positions = plan.tile_height * plan.tile_width;
-  T* halo = query_tile + (kPixels ? positions : plan.channels_staged) * plan.points_pitch;
+  T* halo = query_tile + (kPixels ? positions : staged) * y_pitch;
   stage_octets<T, kPixels>(
-      query_tile, plan.points_pitch, kPixels ? plan.tile_width * plan.points_pitch : plan.tile_width,
+      query_tile, y_pitch, kPixels ? plan.tile_width * y_pitch : plan.tile_width,
       slice_of(query, gather.result_strides, at, gather.channels, 0, at.depth, gather.result[kDepth]),
-      gather.result_strides, plan.result_vector, plan.channels_staged, gather.channels, at.y, at.x,
-      plan.tile_height, plan.tile_width, gather.result[kHeight], gather.result[kWidth], thread, plan.threads);
+      gather.result_strides, plan.result_vector, staged, gather.channels, at.y, at.x, plan.tile_height,
+      plan.tile_width, gather.result[kHeight], gather.result[kWidth], thread, plan.threads);
   stage_octets<T, kPixels>(
-      halo, plan.plane_pitch, plan.halo_pitch,
+      halo, x_pitch, plan.halo_pitch,
       slice_of(key, gather.source_strides, at, gather.channels, 0, z, gather.source[kDepth]),
-      gather.source_strides, plan.source_vector, plan.channels_staged, gather.channels,
+      gather.source_strides, plan.source_vector, staged, gather.channels,
       at.y * gather.stride[kHeight] - gather.padding[kHeight],
       at.x - gather.padding[kWidth] - plan.band_phase, plan.halo_height, plan.halo_width,
       gather.source[kHeight], gather.source[kWidth], thread, plan.threads);
@@ -181,14 +185,13 @@ __global__ void __launch_bounds__(kBandMostThreads, 2)
   // Of Y, matrices 0 to 3 are positions 0-7 and 8-15 of channels 0-7, then of channels 8-15; of X, columns
   // 0-7 of channels 0-7 and 8-15, then columns 8-15.
   const int matrix = lane / 8;
-  const int y_row = kPixels ? (matrix % 2 * 8 + lane % 8) * plan.points_pitch + matrix / 2 * 8
-                            : (matrix / 2 * 8 + lane % 8) * plan.points_pitch + matrix % 2 * 8;
-  const int x_row = kPixels ? (matrix / 2 * 8 + lane % 8) * plan.plane_pitch + matrix % 2 * 8
-                            : (matrix % 2 * 8 + lane % 8) * plan.plane_pitch + matrix / 2 * 8;
-  const int y_step = kPixels ? kBandChannels : kBandChannels * plan.points_pitch;
-  const int x_step = kPixels ? kBandChannels : kBandChannels * plan.plane_pitch;
-  const int beyond = kPixels ? 16 * plan.plane_pitch : 16;  // to column 16 of X
-  const int stages = plan.channels_staged / kBandChannels;
+  const int y_row = kPixels ? (matrix % 2 * 8 + lane % 8) * y_pitch + matrix / 2 * 8
+                            : (matrix / 2 * 8 + lane % 8) * y_pitch + matrix % 2 * 8;
+  const int x_row = kPixels ? (matrix / 2 * 8 + lane % 8) * x_pitch + matrix % 2 * 8
+                            : (matrix % 2 * 8 + lane % 8) * x_pitch + matrix / 2 * 8;
+  const int y_step = kPixels ? kBandChannels : kBandChannels * y_pitch;
+  const int x_step = kPixels ? kBandChannels : kBandChannels * x_pitch;
+  const int beyond = kPixels ? 16 * x_pitch : 16;  // to column 16 of X
   const int row_step = gather.dilation[kHeight] * plan.halo_pitch;
   const int runs_per_row = plan.tile_width / kBandRun;
   const T* y_rows[kBandRunsOfWarp];
@@ -197,9 +200,9 @@ __global__ void __launch_bounds__(kBandMostThreads, 2)
 #pragma unroll
   for (int r = 0; r < kBandRunsOfWarp; ++r) {
     const int run = warp * kBandRunsOfWarp + r;
-    y_rows[r] = query_tile + y_row + run * kBandRun * (kPixels ? plan.points_pitch : 1);
+    y_rows[r] = query_tile + y_row + run * kBandRun * (kPixels ? y_pitch : 1);
     x_rows[r] = halo + x_row + run / runs_per_row * gather.stride[kHeight] * plan.halo_pitch +
-                run % runs_per_row * kBandRun * (kPixels ? plan.plane_pitch : 1);
+                run % runs_per_row * kBandRun * (kPixels ? x_pitch : 1);
     load_matrices<4, !kPixels>(y[r], y_rows[r]);
   }
 
@@ -218,9 +221,10 @@ __global__ void __launch_bounds__(kBandMostThreads, 2)
 #pragma unroll
   for (int kw = 0; kw < KW; ++kw) {
     offsets[kw] = kw * static_cast<int>(strides.kernel[kWidth]);
-    keep_in_register(offsets[kw]);
+    if (kw > 0) keep_in_register(offsets[kw]);
   }
   const int weight_step = static_cast<int>(strides.kernel[kHeight]);
+  int row_offset = 0;
   T* sums_of_lane = patches + lane / 4 * Layout::kPitch + lane % 4 * 2;
 
   for (int rows_left = gather.kernel[kHeight]; rows_left > 0; --rows_left) {
@@ -229,7 +233,7 @@ __global__ void __launch_bounds__(kBandMostThreads, 2)
     for (int r = 0; r < kBandRunsOfWarp; ++r) correlate<T, kPixels>(sums[r], y[r], x_rows[r], beyond);
     // Y of the first 16 channels has stayed in registers, that of others comes again.
 #pragma unroll 1
-    for (int stage = 1; stage < stages; ++stage) {
+    for (int stage = 1; stage < staged / kBandChannels; ++stage) {
 #pragma unroll
       for (int r = 0; r < kBandRunsOfWarp; ++r) {
         uint32_t y_of_stage[4];
@@ -252,10 +256,11 @@ __global__ void __launch_bounds__(kBandMostThreads, 2)
     }
     __syncwarp();
     if (own_lives) {
+      T* row = element(own_weight, row_offset);
 #pragma unroll
-      for (int kw = 0; kw < KW; ++kw) *element(own_weight, offsets[kw]) = band[kw];
+      for (int kw = 0; kw < KW; ++kw) *element(row, offsets[kw]) = band[kw];
     }
-    own_weight = element(own_weight, weight_step);
+    row_offset += weight_step;
     __syncwarp();  // the band has been read
   }
 }

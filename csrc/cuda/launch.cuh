@@ -63,8 +63,12 @@ cudaError_t launch_banded(Operation operation, const Problem& problem, const Pla
       return launch_kernel(banded_gather_kernel<T, KW, kChannelsLast, true>, grid, block, shared, stream,
                            gather, plan, groups, a, b, out);
     case Operation::kCorrelation:
-      return launch_kernel(banded_correlation_kernel<T, KW, kChannelsLast>, grid, block, shared, stream,
-                           gather, plan, groups, a, b, out);
+      if (plan.channels_staged == kBandChannels) {
+        return launch_kernel(banded_correlation_kernel<T, KW, kChannelsLast, true>, grid, block, shared,
+                             stream, gather, plan, groups, a, b, out);
+      }
+      return launch_kernel(banded_correlation_kernel<T, KW, kChannelsLast, false>, grid, block, shared,
+                           stream, gather, plan, groups, a, b, out);
   }
   return cudaErrorInvalidValue;
 }
