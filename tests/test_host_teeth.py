@@ -24,6 +24,8 @@ VISIBLE_IN_OUTPUT = [
     "write_after_read",
     "warp_barrier_for_block",
     "missing_warp_barrier",
+    "matrices_too_early",
+    "matrices_overwritten",
     "unwritten_output",
     "uninitialised_shared",
 ]
@@ -34,6 +36,8 @@ REPORTED = {
     "two_barriers": "divergent barrier",
     "barrier_for_some": "divergent barrier",
     "shuffle_without_all_lanes": "divergent barrier",
+    "matrices_without_all_lanes": "divergent barrier",
+    "misaligned_matrix": "misaligned address",
     "shuffle_from_outside_mask": "reads lane 16, which takes no part",
     "shared_out_of_bounds": "heap-buffer-overflow",
     "read_out_of_bounds": "heap-buffer-overflow",

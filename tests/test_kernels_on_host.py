@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 EACH_DTYPE = pytest.mark.parametrize(
     "dtype", cases.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")
 )
+HALF_DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 EACH_OPERATION = pytest.mark.parametrize("operation", cases.OPERATIONS)
 
 # A GPU with 99 KiB of shared memory for a block, and one with so little that only small tiles fit.
@@ -81,7 +82,7 @@ def test_every_tiled_kernel(
         case = Case(
             batch=rng.choice((1, 2)),
             groups=rng.choice((1, 2)),
-            channels_per_group=rng.choice((1, 3, 8, 16, 20)),
+            channels_per_group=rng.choice((1, 3, 12, 20, 8 if dtype.itemsize > 2 else 9)),  # not banded
             input=(rng.randint(1, 19), rng.randint(4, 23)),
             kernel=(rng.randint(1, 7), width),
             stride=(rng.randint(1, 3), stride),
@@ -99,6 +100,43 @@ def test_every_tiled_kernel(
         assert plan.startswith("tiled") == (operation != "involution_transpose" or stride == 1), plan
 
 
+@HALF_DTYPES
+@EACH_OPERATION
+@pytest.mark.parametrize("width", [3, 5, 7])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_every_banded_kernel(
+    runner: HostRunner, operation: str, layout: str, width: int, dtype: torch.dtype
+) -> None:
+    """With widths that are no multiple of a run or of 16 bytes, and the other tensors in any layout."""
+    rng = random.Random(f"{operation} {width} {layout}")
+    for seed, channels in enumerate((8, 16, 24, 32, 40)):
+        case = Case(
+            batch=rng.choice((1, 2)),
+            groups=rng.choice((1, 2)),
+            channels_per_group=channels,
+            input=(rng.randint(1, 11), rng.choice((9, 16, 17, 24, 32, 37))),
+            kernel=(rng.randint(1, 7), width),
+            stride=(1 if operation == "involution_transpose" else rng.choice((1, 2)), 1),
+            padding=(rng.randint(3, 6), rng.randint(0, width - 1)),
+            dilation=(rng.choice((1, 2)), 1),
+            dtype=dtype,
+        )
+        if min(case.output) < 1:
+            case = case.with_(dilation=(1, 1))
+        case = cases.random_layouts(rng, case)
+        source = "y_layout" if operation == "involution_transpose" else "x_layout"
+        result = "x_layout" if operation == "involution_transpose" else "y_layout"
+        case = case.with_(**{source: layout})
+        if seed < 2:  # all of one format, as in a network
+            case = case.with_(**{result: layout}, w_layout=layout)
+        if case.w_layout == "sliced":  # whose kernel points are not at one stride
+            case = case.with_(w_layout="misaligned")
+        plan = execute(runner, operation, case, seed, limits=rng.choice((None, SMALL_GPU)))
+        assert plan.startswith("banded"), plan
+        # Of one column alone the strides do not tell the format.
+        assert ("source_channels_last" in plan) == (layout == "channels_last"), plan
+
+
 @EACH_DTYPE
 @EACH_OPERATION
 def test_every_generic_kernel(runner: HostRunner, operation: str, dtype: torch.dtype) -> None:
@@ -106,7 +144,7 @@ def test_every_generic_kernel(runner: HostRunner, operation: str, dtype: torch.d
     for seed in range(24):
         case = cases.random_case(rng, rng.choice((1, 2, 3)), dtypes=(dtype,))
         plan = execute(runner, operation, cases.random_layouts(rng, case), seed, force_generic=True)
-        assert not plan.startswith("tiled"), plan
+        assert plan.startswith("generic"), plan
 
 
 @EACH_OPERATION
@@ -114,7 +152,7 @@ def test_every_generic_kernel(runner: HostRunner, operation: str, dtype: torch.d
 def test_random_problems(runner: HostRunner, operation: str, axes: int) -> None:
     """Whatever path the plan chooses, on three sizes of GPU."""
     rng = random.Random(f"{operation} {axes}")
-    tiled = set()
+    kinds = set()
     for seed in range(100):
         case = cases.random_case(rng, axes)
         if rng.random() < 0.7:  # towards the tiled path
@@ -127,10 +165,14 @@ def test_random_problems(runner: HostRunner, operation: str, axes: int) -> None:
             )
             if min(case.output) < 1:
                 continue
+            if rng.random() < 0.4:  # and the banded one
+                case = case.with_(
+                    channels_per_group=rng.choice((8, 16, 24)), dtype=rng.choice(cases.DTYPES[2:])
+                )
         limits = rng.choice((None, SMALL_GPU, TINY_GPU))
         plan = execute(runner, operation, cases.random_layouts(rng, case), seed, limits=limits)
-        tiled.add(plan.startswith("tiled"))
-    assert tiled == {True, False}
+        kinds.add(next((kind for kind in ("banded", "tiled") if plan.startswith(kind)), "generic"))
+    assert kinds == {"banded", "tiled", "generic"}
 
 
 @EACH_OPERATION
@@ -146,11 +188,44 @@ def test_many_channels_pass_through_in_stages(runner: HostRunner, operation: str
 
 @EACH_OPERATION
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_rednet_shapes(runner: HostRunner, operation: str, layout: str) -> None:
-    """K = 7 and 16 channels a group on the small maps, and vectors wherever the rows allow."""
-    for size in (7, 14, 28):
-        case = Case(1, 2, 16, (size, size), (7, 7), (1, 1), (3, 3), (1, 1), torch.float32, *[layout] * 3)
-        assert execute(runner, operation, case).startswith("tiled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_rednet_shapes(runner: HostRunner, operation: str, layout: str, dtype: torch.dtype) -> None:
+    """K = 7 and 16 channels a group, and vectors wherever the rows allow."""
+    for size in (7, 14, 28, 56) if dtype == torch.bfloat16 else (7, 14, 28):
+        case = Case(1, 2, 16, (size, size), (7, 7), (1, 1), (3, 3), (1, 1), dtype, *[layout] * 3)
+        plan = execute(runner, operation, case)
+        assert plan.startswith("tiled" if dtype == torch.float32 else "banded"), plan
+        if dtype == torch.bfloat16:
+            assert ("source_vector" in plan) == (layout == "channels_last" or size % 8 == 0), plan
+
+
+@EACH_OPERATION
+def test_banded_in_one_and_three_dimensions(runner: HostRunner, operation: str) -> None:
+    for layout in ("contiguous", "channels_last"):
+        sequence = Case(2, 2, 16, (150,), (7,), (1,), (3,), (1,), torch.bfloat16, *[layout] * 3)
+        volume = Case(
+            1, 2, 24, (3, 5, 19), (3, 2, 5), (1, 1, 1), (1, 1, 2), (2, 2, 1), torch.float16, *[layout] * 3
+        )
+        for case in (sequence, volume):
+            assert execute(runner, operation, case).startswith("banded")
+
+
+@EACH_OPERATION
+def test_what_is_not_banded_says_why(runner: HostRunner, operation: str) -> None:
+    """And takes the next best: the FMA kernels."""
+    case = Case(1, 1, 16, (9, 12), (3, 3), (1, 1), (1, 1), (1, 1), torch.float16)
+    assert execute(runner, operation, case).startswith("banded: ")
+    reasons = {
+        "lose digits": case.with_(dtype=torch.float32),
+        "not a multiple of 8": case.with_(channels_per_group=12),
+    }
+    if operation != "involution_transpose":
+        reasons["stride along the width"] = case.with_(stride=(1, 2))
+    if operation == "local_correlation":  # which stages all channels at once
+        reasons["no banded tile fits"] = case.with_(channels_per_group=2048)
+    for reason, other in reasons.items():
+        plan = execute(runner, operation, other)
+        assert plan.startswith("tiled: ") and reason in plan
 
 
 @EACH_OPERATION
@@ -192,3 +267,58 @@ def test_nan_and_infinity_propagate(runner: HostRunner, operation: str, force_ge
         assert torch.equal(result.isnan(), expected.isnan())
         assert torch.equal(result.isinf(), expected.isinf())
         torch.testing.assert_close(result, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@HALF_DTYPES
+@EACH_OPERATION
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_banded_kernels_lose_no_nan_and_spread_it_within_a_run(
+    runner: HostRunner, operation: str, layout: str, dtype: torch.dtype
+) -> None:
+    """The zeros beside the band make NaN of a NaN or infinity of the source: in its channel, in the rows of the
+    result that see it, in runs of 16 whose columns hold it. Local correlation has no such zeros."""
+    rng = random.Random(f"{operation} {layout}")
+    for seed, value in enumerate((float("nan"), float("inf"), -float("inf")) * 3):
+        case = Case(1, 2, 8, (9, 53), (3, 3), (1, 1), (2, 1), (1, 1), dtype, *[layout] * 3)
+        first, second = case.operands(operation, seed)
+        tensors = (first, second) if seed % 3 else (first,)
+        for tensor in tensors:
+            for _ in range(2):
+                tensor[tuple(rng.randrange(size) for size in tensor.shape)] = value
+        x, w, y = case.tensors()
+        third = {"involution": y, "involution_transpose": x, "local_correlation": w}[operation]
+        result, plan = runner.run(
+            operation,
+            first,
+            second,
+            torch.empty_like(third),
+            kernel_size=case.kernel,
+            groups=case.groups,
+            **case.window,
+        )
+        assert plan.startswith("banded"), plan
+        exact = torch.from_numpy(cases.exact(operation, first, second, case.arguments(operation))).float()
+        affected = ~exact.isfinite()
+        spread = result.isnan() & ~exact.isnan()
+        assert torch.equal(affected & result.isfinite(), torch.zeros_like(affected)), "one was lost"
+        right = ~spread
+        torch.testing.assert_close(
+            result[right].float(), exact[right], equal_nan=True, rtol=2e-2, atol=2e-2 * 9
+        )
+        if operation == "local_correlation":
+            assert not spread.any()
+            continue
+        # A source position within a window of the row, in one of the columns that a run meets: 16 + 8 from the
+        # first of its window, or 32 from the multiple of 8 before that.
+        bad = ~first.isfinite()
+        border = 2 if operation == "involution" else 0
+        row_is_bad = torch.nn.functional.pad(bad.any(3, keepdim=True), (0, 0, border, border))
+        rows_seeing = torch.stack([row_is_bad[:, :, i : i + exact.shape[2]] for i in range(3)]).any(0)
+        for b, c, row, column in spread.nonzero().tolist():
+            run = column // 16 * 16
+            start = run - 1 if layout == "channels_last" else run - 8
+            columns = range(
+                max(start, 0), min(start + (24 if layout == "channels_last" else 32), bad.shape[3])
+            )
+            assert rows_seeing[b, c, row, 0]
+            assert bad[b, c, :, columns.start : columns.stop].any()

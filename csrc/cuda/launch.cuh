@@ -1,6 +1,7 @@
 // From a plan to the kernel it names. Included by one small .cu file for each element type.
 #pragma once
 
+#include "banded.cuh"
 #include "generic.cuh"
 #include "launchers.h"
 #include "tiled.cuh"
@@ -46,6 +47,46 @@ cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan
   return cudaErrorInvalidValue;  // no plan names another stride
 }
 
+template <typename T, int KW, bool kChannelsLast>
+cudaError_t launch_banded(Operation operation, const Problem& problem, const Plan& plan, const T* a,
+                          const T* b, T* out, cudaStream_t stream) {
+  const Gather gather = make_gather(operation, problem);
+  const int groups = static_cast<int>(problem.groups);
+  const unsigned grid = static_cast<unsigned>(plan.blocks);
+  const dim3 block(32, plan.threads / 32);
+  const size_t shared = static_cast<size_t>(plan.shared_bytes);
+  switch (operation) {
+    case Operation::kInvolution:
+      return launch_kernel(banded_gather_kernel<T, KW, kChannelsLast, false>, grid, block, shared, stream,
+                           gather, plan, groups, a, b, out);
+    case Operation::kTranspose:
+      return launch_kernel(banded_gather_kernel<T, KW, kChannelsLast, true>, grid, block, shared, stream,
+                           gather, plan, groups, a, b, out);
+    case Operation::kCorrelation:
+      if (plan.channels_staged == kBandChannels) {
+        return launch_kernel(banded_correlation_kernel<T, KW, kChannelsLast, true>, grid, block, shared,
+                             stream, gather, plan, groups, a, b, out);
+      }
+      return launch_kernel(banded_correlation_kernel<T, KW, kChannelsLast, false>, grid, block, shared,
+                           stream, gather, plan, groups, a, b, out);
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <typename T, int KW>
+cudaError_t launch_fast(Operation operation, const Problem& problem, const Plan& plan, const T* a, const T* b,
+                        T* out, cudaStream_t stream) {
+  if (plan.kind == PlanKind::kTiled) {
+    return launch_tiled<T, KW>(operation, problem, plan, a, b, out, stream);
+  }
+  if constexpr (sizeof(T) == 2) {
+    return plan.source_channels_last
+               ? launch_banded<T, KW, true>(operation, problem, plan, a, b, out, stream)
+               : launch_banded<T, KW, false>(operation, problem, plan, a, b, out, stream);
+  }
+  return cudaErrorInvalidValue;  // no plan for another type is banded
+}
+
 template <typename T>
 cudaError_t launch_generic(Operation operation, const Problem& problem, const T* a, const T* b, T* out,
                            cudaStream_t stream) {
@@ -75,14 +116,14 @@ template <typename T>
 cudaError_t launch(Operation operation, const Problem& problem, const Plan& plan, const T* a, const T* b,
                    T* out, cudaStream_t stream) {
   using namespace launch_detail;
-  if (!plan.tiled) return launch_generic<T>(operation, problem, a, b, out, stream);
+  if (plan.kind == PlanKind::kGeneric) return launch_generic<T>(operation, problem, a, b, out, stream);
   switch (problem.kernel[kWidth]) {
     case 3:
-      return launch_tiled<T, 3>(operation, problem, plan, a, b, out, stream);
+      return launch_fast<T, 3>(operation, problem, plan, a, b, out, stream);
     case 5:
-      return launch_tiled<T, 5>(operation, problem, plan, a, b, out, stream);
+      return launch_fast<T, 5>(operation, problem, plan, a, b, out, stream);
     case 7:
-      return launch_tiled<T, 7>(operation, problem, plan, a, b, out, stream);
+      return launch_fast<T, 7>(operation, problem, plan, a, b, out, stream);
   }
   return cudaErrorInvalidValue;  // no plan names another width
 }

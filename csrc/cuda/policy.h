@@ -24,4 +24,28 @@ constexpr int kCorrelationChannels = 16;
 // Loads that a thread has in flight while it stages a tile.
 constexpr int kStagedAtOnce = 8;
 
+// ---- the banded kernels ------------------------------------------------------------------------------
+
+// Neighbouring positions of a row that one product of matrices takes: the 16 rows of A.
+constexpr int kBandRun = 16;
+
+// Two runs to a warp: each lane then brings the kernel values of one position.
+constexpr int kBandRunsOfWarp = 2;
+
+// Channels of a stage: two matrices of 8 columns, or one of 16 rows in local correlation.
+constexpr int kBandChannels = 16;
+
+// Positions of the source that a run meets: 16 + 6 for a width of 7. They are the columns of its patch. From
+// planes they start at a multiple of 8, up to 7 positions early, so that rows are staged 16 bytes at a time.
+constexpr int kBandColumnsOfPixels = 24;
+constexpr int kBandColumnsOfPlanes = 32;
+
+constexpr int kVectorBytes = 16;
+
+// Elements from a row of a patch to the next: an odd number of 16 bytes, so that no two of eight rows share
+// banks.
+constexpr int band_pitch(int columns) { return columns == 24 ? 24 : 40; }
+
+constexpr int kBandMostThreads = 256;
+
 }  // namespace involution

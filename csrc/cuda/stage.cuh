@@ -17,6 +17,35 @@ struct BlockPosition {
   int x;
 };
 
+// What a block's number stands for, tiles fastest, so that blocks that run together share their input.
+template <typename Index>
+__device__ __forceinline__ int take(Index& index, int extent) {
+  const int coordinate = static_cast<int>(index % extent);
+  index /= extent;
+  return coordinate;
+}
+
+__device__ __forceinline__ BlockPosition locate(unsigned block, const Gather& gather, const Plan& plan,
+                                                int groups) {
+  BlockPosition at;
+  at.x = take(block, plan.tiles_x) * plan.tile_width;
+  at.y = take(block, plan.tiles_y) * plan.tile_height;
+  at.depth = take(block, gather.result[kDepth]);
+  at.group = take(block, groups);
+  at.batch = block;
+  return at;
+}
+
+// The first element of a plane's channel `channel` in depth slice `z`, or null where z lies outside.
+template <typename T>
+__device__ __forceinline__ const T* slice_of(const T* tensor, const ActivationStrides& strides,
+                                             const BlockPosition& at, int channels, int channel, int z,
+                                             int depth) {
+  if (z < 0 || z >= depth) return nullptr;
+  return tensor + at.batch * strides.batch + (at.group * channels + channel) * strides.channel +
+         z * strides.space[kDepth];
+}
+
 // Visits an n0 x n1 x n2 box, last axis fastest, `threads` elements apart, without a division per step.
 class BoxWalk {
  public:

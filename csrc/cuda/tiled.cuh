@@ -7,35 +7,6 @@
 
 namespace involution {
 
-// What a block's number stands for, tiles fastest, so that blocks that run together share their input.
-template <typename Index>
-__device__ __forceinline__ int take(Index& index, int extent) {
-  const int coordinate = static_cast<int>(index % extent);
-  index /= extent;
-  return coordinate;
-}
-
-__device__ __forceinline__ BlockPosition locate(unsigned block, const Gather& gather, const Plan& plan,
-                                                int groups) {
-  BlockPosition at;
-  at.x = take(block, plan.tiles_x) * plan.tile_width;
-  at.y = take(block, plan.tiles_y) * plan.tile_height;
-  at.depth = take(block, gather.result[kDepth]);
-  at.group = take(block, groups);
-  at.batch = block;
-  return at;
-}
-
-// The first element of a plane's channel `channel` in depth slice `z`, or null where z lies outside.
-template <typename T>
-__device__ __forceinline__ const T* slice_of(const T* tensor, const ActivationStrides& strides,
-                                             const BlockPosition& at, int channels, int channel, int z,
-                                             int depth) {
-  if (z < 0 || z >= depth) return nullptr;
-  return tensor + at.batch * strides.batch + (at.group * channels + channel) * strides.channel +
-         z * strides.space[kDepth];
-}
-
 // The inputs that a run shares for one row of the kernel: a whole number of runs.
 template <int KW, int S>
 constexpr int kWindow = ((kRun - 1) * S + KW + kRun - 1) / kRun * kRun;
@@ -59,6 +30,32 @@ __device__ __forceinline__ void store_sums(T* result, const Accumulate<T> (&sums
         if (p < positions) row[p * x_stride] = narrowed<T>(sums[c][p]);
       }
     }
+  }
+}
+
+// `rows` rows of the kernel, the first `channels` channels: sums[c][p] += sum_kw values[kw][p] *
+// window[c][p*S + kw]. Inlined with a constant where all channels live, it has no branch for each.
+template <typename Sum, int KW, int S>
+__device__ __forceinline__ void gather_rows(Sum (&sums)[kLaneChannels][kRun], int rows, const Sum* points,
+                                            int points_pitch, const Sum* window_row, int row_step,
+                                            int plane_pitch, int channels) {
+  for (int row = 0; row < rows; ++row) {
+    Sum values[KW][kRun];
+#pragma unroll
+    for (int kw = 0; kw < KW; ++kw) load_shared(values[kw], points + kw * points_pitch);
+#pragma unroll
+    for (int c = 0; c < kLaneChannels; ++c) {
+      if (c >= channels) break;
+      Sum window[kWindow<KW, S>];
+      load_shared(window, window_row + c * plane_pitch);
+#pragma unroll
+      for (int kw = 0; kw < KW; ++kw) {
+#pragma unroll
+        for (int p = 0; p < kRun; ++p) sums[c][p] += values[kw][p] * window[p * S + kw];
+      }
+    }
+    points += KW * points_pitch;
+    window_row += row_step;
   }
 }
 
@@ -104,25 +101,14 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
           plan.threads);
       __syncthreads();
 
-      const Sum* window_row = window_origin;
       const Sum* values_row = points_tile + slice * rows * KW * plan.points_pitch + run * kRun;
-      for (int row = 0; row < rows; ++row) {
-        Sum values[KW][kRun];
-#pragma unroll
-        for (int kw = 0; kw < KW; ++kw) load_shared(values[kw], values_row + kw * plan.points_pitch);
-#pragma unroll
-        for (int c = 0; c < kLaneChannels; ++c) {
-          if (c >= live_channels) break;
-          Sum window[kWindow<KW, S>];
-          load_shared(window, window_row + c * plan.plane_pitch);
-#pragma unroll
-          for (int kw = 0; kw < KW; ++kw) {
-#pragma unroll
-            for (int p = 0; p < kRun; ++p) sums[c][p] += values[kw][p] * window[p * S + kw];
-          }
-        }
-        window_row += row_step;
-        values_row += KW * plan.points_pitch;
+      // Stride 2 has no registers left for a second loop.
+      if (S == 1 && live_channels == kLaneChannels) {
+        gather_rows<Sum, KW, S>(sums, rows, values_row, plan.points_pitch, window_origin, row_step,
+                                plan.plane_pitch, kLaneChannels);
+      } else {
+        gather_rows<Sum, KW, S>(sums, rows, values_row, plan.points_pitch, window_origin, row_step,
+                                plan.plane_pitch, live_channels);
       }
     }
 
@@ -184,6 +170,7 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
         halo + (run_y * gather.stride[kHeight] + lane * gather.dilation[kHeight]) * plan.halo_pitch +
         run_x * S;
     const Sum* query_run = query_tile + run * kRun;
+#pragma unroll 8  // the loop and the addresses are then below a fifth of the instructions
     for (int c = 0; c < staged; ++c) {
       Sum values[kRun];
       Sum window[kWindow<KW, S>];

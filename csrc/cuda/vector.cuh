@@ -44,6 +44,30 @@ Vector<T, N> load_streaming(const T* from) {
 }
 #endif
 
+// Keeps the compiler from making a loop's constant again in every iteration.
+__device__ __forceinline__ void keep_in_register(int& value) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(value));
+#else
+  static_cast<void>(value);
+#endif
+}
+
+// first + offset in one instruction: left to itself, the compiler keeps 64-bit offsets of a loop in
+// registers, and adds each in two.
+template <typename T>
+__device__ __forceinline__ T* element(T* first, int offset) {
+#ifdef __CUDACC__
+  uint64_t address;
+  asm("{ .reg .s64 bytes; mul.wide.s32 bytes, %1, %2; add.s64 %0, %3, bytes; }"
+      : "=l"(address)
+      : "r"(offset), "n"(sizeof(T)), "l"(__cvta_generic_to_global(first)));
+  return static_cast<T*>(__cvta_global_to_generic(address));
+#else
+  return first + offset;
+#endif
+}
+
 // N accumulators to N neighbouring elements at `to`, aligned for the widest access of N elements.
 template <typename T, int N>
 __device__ __forceinline__ void store_vector(T* to, const Accumulate<T>* values) {

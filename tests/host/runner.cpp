@@ -58,10 +58,12 @@ OperandAlignment alignments(Operation operation, const GuardedBuffer& a, const G
 std::string describe(const Plan& plan) {
   std::ostringstream text;
   text << plan.reason;
-  if (!plan.tiled) return text.str();
+  if (plan.kind == PlanKind::kGeneric) return text.str();
   text << ": tile " << plan.tile_height << "x" << plan.tile_width << ", " << plan.blocks << " blocks of "
-       << plan.runs << "x" << plan.lanes << " threads, " << plan.shared_bytes << " bytes of shared memory, "
-       << plan.channels_staged << " channels staged, " << plan.row_groups << " row groups";
+       << plan.threads << " threads (" << plan.runs << " runs), " << plan.shared_bytes
+       << " bytes of shared memory, " << plan.channels_staged << " channels staged, " << plan.row_groups
+       << " row groups";
+  if (plan.source_vector) text << ", source_vector";
   if (plan.weight_vector) text << ", weight_vector";
   if (plan.result_vector) text << ", result_vector";
   if (plan.source_channels_last) text << ", source_channels_last";

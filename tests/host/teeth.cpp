@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda/mma.cuh"
 #include "cuda_on_host.h"
 
 namespace {
@@ -72,6 +73,32 @@ __global__ void missing_warp_barrier(Params p) {
   p.out[t] = tile()[t ^ 1];
 }
 
+// A lane may give the address of a row that another lane stores.
+template <bool kWrong>
+__global__ void matrices_too_early(Params p) {
+  const int t = threadIdx.x;
+  if (t >= 32) return;
+  std::memcpy(tile() + 4 * t, p.in + 4 * t, 16);
+  if (!kWrong) __syncwarp();
+  uint32_t registers[4];
+  load_matrices<4, false>(registers, tile() + 4 * (t ^ 1));
+  std::memcpy(p.out + t, registers, sizeof(float));
+}
+
+// Nor do other lanes wait with the next rows.
+template <bool kWrong>
+__global__ void matrices_overwritten(Params p) {
+  const int t = threadIdx.x;
+  if (t >= 32) return;
+  std::memcpy(tile() + 4 * t, p.in + 4 * t, 16);
+  __syncwarp();
+  uint32_t registers[4];
+  load_matrices<4, false>(registers, tile() + 4 * t);
+  if (!kWrong) __syncwarp();
+  std::memset(tile() + 4 * t, 0, 16);
+  std::memcpy(p.out + t, registers, sizeof(float));
+}
+
 // ---- divergent barriers ------------------------------------------------------------------------------
 
 template <bool kWrong>
@@ -124,6 +151,17 @@ __global__ void shuffle_from_outside_mask(Params p) {
   p.out[t] = value;
 }
 
+template <bool kWrong>
+__global__ void matrices_without_all_lanes(Params p) {
+  const int t = threadIdx.x;
+  if (t >= 32) return;
+  std::memset(tile() + 4 * t, 0, 16);
+  __syncwarp();
+  uint32_t registers[2] = {};
+  if (!kWrong || t < 16) load_matrices<2, true>(registers, tile() + 4 * t);
+  p.out[t] = p.in[t] + static_cast<float>(registers[0]);
+}
+
 // ---- accesses ----------------------------------------------------------------------------------------
 
 template <bool kWrong>
@@ -166,6 +204,17 @@ __global__ void misaligned_copy(Params p) {
   if (t >= 8) return;
   using Four = Vector<float, 4>;
   *reinterpret_cast<Four*>(p.out + 4 * t + (kWrong ? 2 : 0)) = *reinterpret_cast<const Four*>(p.in + 4 * t);
+}
+
+template <bool kWrong>
+__global__ void misaligned_matrix(Params p) {
+  const int t = threadIdx.x;
+  if (t >= 32) return;
+  std::memset(tile() + 4 * t, 0, 16);
+  __syncwarp();
+  uint32_t registers[2];
+  load_matrices<2, false>(registers, tile() + 4 * (t / 2) + (kWrong ? 2 : 0));
+  p.out[t] = p.in[t] + static_cast<float>(registers[0]);
 }
 
 template <bool kWrong>
@@ -225,16 +274,20 @@ const Case kCases[] = {
     CASE(write_after_read),
     CASE(warp_barrier_for_block),
     CASE(missing_warp_barrier),
+    CASE(matrices_too_early),
+    CASE(matrices_overwritten),
     CASE(early_return),
     CASE(two_barriers),
     CASE(barrier_for_some),
     CASE(shuffle_without_all_lanes),
     CASE(shuffle_from_outside_mask),
+    CASE(matrices_without_all_lanes),
     CASE(shared_out_of_bounds),
     CASE(read_out_of_bounds),
     CASE(write_out_of_bounds),
     CASE(misaligned_vector),
     CASE(misaligned_copy),
+    CASE(misaligned_matrix),
     CASE(index_overflow),
     CASE(unwritten_output),
     CASE(uninitialised_shared),
