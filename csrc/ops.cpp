@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "cpu_backend.h"
 #ifdef INVOLUTION_WITH_CUDA
 #include "cuda_backend.h"
 #endif
@@ -13,16 +14,25 @@
 TORCH_LIBRARY(involution, library) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   library.def(
-      "involution(Tensor input, Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] dilation) -> Tensor",
+      "involution(Tensor input, Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] dilation) -> "
+      "Tensor",
       tags);
   library.def(
-      "involution_transpose(Tensor input, Tensor weight, SymInt[] output_size, SymInt[] stride, SymInt[] padding, "
+      "involution_transpose(Tensor input, Tensor weight, SymInt[] output_size, SymInt[] stride, SymInt[] "
+      "padding, "
       "SymInt[] dilation) -> Tensor",
       tags);
   library.def(
       "local_correlation(Tensor query, Tensor key, SymInt[] kernel_size, SymInt groups, SymInt[] stride, "
       "SymInt[] padding, SymInt[] dilation) -> Tensor",
       tags);
+  library.def("cpu_capability() -> str", &involution::cpu_capability);
+}
+
+TORCH_LIBRARY_IMPL(involution, CPU, library) {
+  library.impl("involution", &involution::involution_cpu);
+  library.impl("involution_transpose", &involution::involution_transpose_cpu);
+  library.impl("local_correlation", &involution::local_correlation_cpu);
 }
 
 #ifdef INVOLUTION_WITH_CUDA

@@ -139,10 +139,14 @@ def random_case(rng: random.Random, axes: int, *, largest: int = 0, dtypes: Sequ
 
 
 def exact(operation: str, first: Tensor, second: Tensor, arguments: tuple) -> np.ndarray:
-    """The float64 oracle's answer to what a dispatcher operator is asked."""
-    a, b = (tensor.detach().cpu().double().numpy() for tensor in (first, second))
+    """The oracle's answer to what a dispatcher operator is asked, rounded to float64.
+
+    It sums in the longest type there is: otherwise float64 results would be measured against the oracle's own
+    rounding, which a fused multiply-add rightly does not share.
+    """
+    a, b = (tensor.detach().cpu().double().numpy().astype(np.longdouble) for tensor in (first, second))
     with np.errstate(invalid="ignore"):  # infinities meet zeros in some tests
-        return getattr(oracle, operation)(a, b, *arguments)
+        return getattr(oracle, operation)(a, b, *arguments).astype(np.float64)
 
 
 def plain(operation: str, first: Tensor, second: Tensor, arguments: tuple) -> Tensor:
