@@ -69,10 +69,9 @@ at::Tensor empty_weight(int64_t batch, int64_t groups, at::IntArrayRef kernel_si
 }
 
 at::IntArrayRef kernel_size_of(const at::Tensor& weight) {
-  TORCH_CHECK_VALUE(
-      weight.dim() == 4 || weight.dim() == 6 || weight.dim() == 8,
-      "A kernel tensor is (batch, groups, *kernel_size, *space) with 4, 6 or 8 dimensions, but it has shape ",
-      weight.sizes(), ".");
+  TORCH_CHECK_VALUE(weight.dim() == 4 || weight.dim() == 6 || weight.dim() == 8,
+                    "A kernel tensor is (batch, groups, *kernel_size, *space) with 4, 6 or 8 dimensions, but it has shape ",
+                    weight.sizes(), ".");
   return weight.sizes().slice(2, (weight.dim() - 2) / 2);
 }
 
@@ -80,15 +79,13 @@ void check_operands(const char* operation, const at::Tensor& a, const at::Tensor
   const auto axes = static_cast<int64_t>(window.stride.size());
   TORCH_CHECK_VALUE(axes >= 1 && axes <= 3, operation, " works on 1 to 3 spatial axes, but stride has ", axes,
                     " elements.");
-  TORCH_CHECK_VALUE(
-      window.padding.size() == window.stride.size() && window.dilation.size() == window.stride.size(),
-      operation, " needs stride, padding and dilation of one length, but they have ", axes, ", ",
-      window.padding.size(), " and ", window.dilation.size(), " elements.");
+  TORCH_CHECK_VALUE(window.padding.size() == window.stride.size() && window.dilation.size() == window.stride.size(),
+                    operation, " needs stride, padding and dilation of one length, but they have ", axes, ", ",
+                    window.padding.size(), " and ", window.dilation.size(), " elements.");
   TORCH_CHECK_VALUE(a.dim() == axes + 2, operation, " with ", axes, " spatial axes needs a ", axes + 2,
                     "-dimensional first tensor, but it has shape ", a.sizes(), ".");
-  TORCH_CHECK_TYPE(a.scalar_type() == b.scalar_type(), operation,
-                   " needs tensors of one dtype, but they are ", a.scalar_type(), " and ", b.scalar_type(),
-                   ".");
+  TORCH_CHECK_TYPE(a.scalar_type() == b.scalar_type(), operation, " needs tensors of one dtype, but they are ",
+                   a.scalar_type(), " and ", b.scalar_type(), ".");
   TORCH_CHECK_VALUE(a.device() == b.device(), operation, " needs tensors on one device, but they are on ",
                     a.device(), " and ", b.device(), ".");
   for (int64_t axis = 0; axis < axes; ++axis) {
@@ -100,18 +97,17 @@ void check_operands(const char* operation, const at::Tensor& a, const at::Tensor
 
 Problem make_problem(const at::Tensor& x, const at::Tensor& w, const at::Tensor& y, const Window& window) {
   const auto axes = static_cast<int64_t>(window.stride.size());
-  TORCH_CHECK_VALUE(x.dim() == axes + 2 && y.dim() == axes + 2 && w.dim() == 2 * axes + 2, "With ", axes,
-                    " spatial axes the input and output have ", axes + 2,
-                    " dimensions and the kernel tensor ", 2 * axes + 2, ", but their shapes are ", x.sizes(),
-                    ", ", y.sizes(), " and ", w.sizes(), ".");
+  TORCH_CHECK_VALUE(x.dim() == axes + 2 && y.dim() == axes + 2 && w.dim() == 2 * axes + 2,
+                    "With ", axes, " spatial axes the input and output have ", axes + 2,
+                    " dimensions and the kernel tensor ", 2 * axes + 2, ", but their shapes are ", x.sizes(), ", ",
+                    y.sizes(), " and ", w.sizes(), ".");
   const int64_t groups = w.size(1);
   TORCH_CHECK_VALUE(groups >= 1 && x.size(1) % groups == 0, "The ", x.size(1),
                     " channels of the input cannot be divided into ", groups, " groups.");
-  TORCH_CHECK_VALUE(
-      x.size(0) == y.size(0) && x.size(0) == w.size(0) && x.size(1) == y.size(1) &&
-          w.sizes().slice(2 + axes) == y.sizes().slice(2),
-      "The tensors of one involution must agree in batch, channels and output size, but the input is ",
-      x.sizes(), ", the kernel tensor ", w.sizes(), " and the output ", y.sizes(), ".");
+  TORCH_CHECK_VALUE(x.size(0) == y.size(0) && x.size(0) == w.size(0) && x.size(1) == y.size(1) &&
+                        w.sizes().slice(2 + axes) == y.sizes().slice(2),
+                    "The tensors of one involution must agree in batch, channels and output size, but the input is ",
+                    x.sizes(), ", the kernel tensor ", w.sizes(), " and the output ", y.sizes(), ".");
   Problem problem{};
   problem.batch = x.size(0);
   problem.groups = groups;

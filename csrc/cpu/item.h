@@ -24,7 +24,8 @@ INVOLUTION_INLINE void set_channels(const Plan& plan, int64_t block, Item& item)
   item.channels = smaller(plan.channels, plan.problem.channels_per_group - item.channel);
 }
 
-// Blocks of channels fastest, which share kernel values, then tiles, groups and batch.
+// Blocks of channels fastest, which share kernel values, then tiles, groups and batch; but groups before
+// tiles where the kernel values of all groups share lines of the cache.
 INVOLUTION_INLINE Item item_at(const Plan& plan, int64_t index) {
   Item item;
   if (plan.operation == Operation::kCorrelation) {
@@ -33,6 +34,10 @@ INVOLUTION_INLINE Item item_at(const Plan& plan, int64_t index) {
     set_channels(plan, index % plan.channel_blocks, item);
     index /= plan.channel_blocks;
   }
+  if (plan.groups_innermost) {
+    item.group = index % plan.problem.groups;
+    index /= plan.problem.groups;
+  }
   for (int axis = 2; axis >= 0; --axis) {
     const AxisPlan& along = plan.axis[axis];
     item.tile[axis] = index % along.tiles;
@@ -40,8 +45,11 @@ INVOLUTION_INLINE Item item_at(const Plan& plan, int64_t index) {
     item.first[axis] = item.tile[axis] * along.tile;
     item.count[axis] = smaller(along.tile, along.result - item.first[axis]);
   }
-  item.group = index % plan.problem.groups;
-  item.batch = index / plan.problem.groups;
+  if (!plan.groups_innermost) {
+    item.group = index % plan.problem.groups;
+    index /= plan.problem.groups;
+  }
+  item.batch = index;
   return item;
 }
 
@@ -103,44 +111,104 @@ void stage(const Plan& plan, const Item& item, const T* source, Sum<T>* staged) 
   }
 }
 
-// The kernel points that a row of results meets, of one phase along the width, in row-major order. `at`
-// counts the results from the tile's first. A zero of the padding takes part in involution and correlation;
-// an output position that does not exist contributes nothing to the transposed operation.
-INVOLUTION_INLINE int64_t collect_taps(const Plan& plan, const Item& item, int64_t at_depth,
-                                       int64_t at_height, int64_t phase, int64_t length, Tap* taps) {
-  const bool transposed = plan.operation == Operation::kTranspose;
-  const WeightStrides& strides = plan.problem.w;
-  const AxisPlan& depth = plan.axis[kDepth];
-  const AxisPlan& height = plan.axis[kHeight];
-  const AxisPlan& width = plan.axis[kWidth];
-  const int64_t dj = at_depth / depth.phases, hj = at_height / height.phases;
-  int64_t count = 0;
-  for (int64_t kd = 0; kd < depth.kernel; ++kd) {
-    const Run& d = depth.run[kd];
-    const int64_t from_d = d.position + item.tile[kDepth] * depth.shift + dj * depth.step;
-    if (transposed && (d.phase != at_depth % depth.phases || from_d < 0 || from_d >= depth.source)) continue;
-    for (int64_t kh = 0; kh < height.kernel; ++kh) {
-      const Run& h = height.run[kh];
-      const int64_t from_h = h.position + item.tile[kHeight] * height.shift + hj * height.step;
-      if (transposed && (h.phase != at_height % height.phases || from_h < 0 || from_h >= height.source))
+// The rows of results that are computed together: one, or two that share source rows; one phase along the
+// width.
+struct Rows {
+  int64_t depth;  // counted from the tile's first
+  int64_t height;
+  int64_t count;
+  int64_t phase;
+  int64_t length;
+};
+
+// The kernel points that these rows meet, in row-major order for each row. A zero of the padding takes part
+// in involution and correlation; an output position that does not exist contributes nothing to the transposed
+// operation.
+class TapList {
+ public:
+  TapList(const Plan& plan, const Item& item, unsigned char* scratch)
+      : taps(reinterpret_cast<Tap*>(scratch + plan.tap_offset)),
+        stretches(reinterpret_cast<Stretch*>(scratch + plan.stretch_offset)),
+        plan_(plan),
+        item_(item),
+        transposed_(plan.operation == Operation::kTranspose) {}
+
+  void collect(const Rows& rows) {
+    tap_count = stretch_count = 0;
+    const AxisPlan& depth = plan_.axis[kDepth];
+    const int64_t kernel = plan_.axis[kHeight].kernel;
+    const int64_t j = rows.depth / depth.phases;
+    for (int64_t kd = 0; kd < depth.kernel; ++kd) {
+      const Run& run = depth.run[kd];
+      const int64_t from = run.position + item_.tile[kDepth] * depth.shift + j * depth.step;
+      if (transposed_ && (run.phase != rows.depth % depth.phases || from < 0 || from >= depth.source))
         continue;
-      const int64_t row = ((d.slot + dj) * height.slots + h.slot + hj) * width.slots;
-      int64_t weight = kd * strides.kernel[kDepth] + kh * strides.kernel[kHeight];
-      weight += (transposed ? from_d : item.first[kDepth] + at_depth) * strides.space[kDepth];
-      weight += (transposed ? from_h : item.first[kHeight] + at_height) * strides.space[kHeight];
-      for (int64_t kw = 0; kw < width.kernel; ++kw) {
-        const Run& w = width.run[kw];
-        if (w.phase != phase) continue;
-        const int64_t from_w = transposed ? w.position + item.tile[kWidth] * width.shift : item.first[kWidth];
-        Tap& tap = taps[count++];
-        tap.weight = weight + kw * strides.kernel[kWidth] + from_w * strides.space[kWidth];
-        tap.source = row + w.slot;
-        tap.first = transposed ? larger(0, -from_w) : 0;
-        tap.last = transposed ? smaller(length, width.source - from_w) : length;
+      const int64_t at = transposed_ ? from : item_.first[kDepth] + rows.depth;
+      const int64_t weight = kd * plan_.problem.w.kernel[kDepth] + at * plan_.problem.w.space[kDepth];
+      const int64_t plane = (run.slot + j) * plan_.axis[kHeight].slots;
+      if (rows.count == 1) {
+        add(rows, 1, weight, plane, 0, 0, kernel);
+      } else if (plan_.paired > 0) {
+        add(rows, 1, weight, plane, 0, 0, plan_.paired);
+        add(rows, 3, weight, plane, plan_.paired, 0, kernel - plan_.paired);
+        add(rows, 2, weight, plane, 0, kernel - plan_.paired, plan_.paired);
+      } else {
+        add(rows, 2, weight, plane, 0, 0, -plan_.paired);
+        add(rows, 3, weight, plane, 0, -plan_.paired, kernel + plan_.paired);
+        add(rows, 1, weight, plane, kernel + plan_.paired, 0, -plan_.paired);
       }
     }
   }
-  return count;
-}
+
+  Tap* const taps;
+  Stretch* const stretches;
+  int64_t tap_count = 0;
+  int64_t stretch_count = 0;
+
+ private:
+  // `count` kernel rows from k[0] of the first row of results and from k[1] of the second, of those in
+  // `which`.
+  void add(const Rows& rows, int64_t which, int64_t weight, int64_t plane, int64_t k0, int64_t k1,
+           int64_t count) {
+    const AxisPlan& height = plan_.axis[kHeight];
+    const WeightStrides& strides = plan_.problem.w;
+    const int64_t before = tap_count;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = which == 2 ? 1 : 0;
+      const Run& run = height.run[(row == 1 ? k1 : k0) + i];
+      const int64_t h = rows.height + row;
+      const int64_t j = h / height.phases;
+      const int64_t from = run.position + item_.tile[kHeight] * height.shift + j * height.step;
+      if (transposed_ && (run.phase != h % height.phases || from < 0 || from >= height.source)) continue;
+      const int64_t first = item_.first[kHeight] + rows.height;
+      const int64_t weights[2] = {
+          weight + (k0 + i) * strides.kernel[kHeight] + (transposed_ ? from : first) * strides.space[kHeight],
+          weight + (k1 + i) * strides.kernel[kHeight] +
+              (transposed_ ? from : first + 1) * strides.space[kHeight]};
+      add_row(rows, weights, (plane + run.slot + j) * plan_.axis[kWidth].slots);
+    }
+    if (tap_count > before) stretches[stretch_count++] = {which, tap_count - before};
+  }
+
+  void add_row(const Rows& rows, const int64_t (&weights)[2], int64_t source) {
+    const AxisPlan& width = plan_.axis[kWidth];
+    const WeightStrides& strides = plan_.problem.w;
+    for (int64_t kw = 0; kw < width.kernel; ++kw) {
+      const Run& run = width.run[kw];
+      if (run.phase != rows.phase) continue;
+      const int64_t from =
+          transposed_ ? run.position + item_.tile[kWidth] * width.shift : item_.first[kWidth];
+      const int64_t weight = kw * strides.kernel[kWidth] + from * strides.space[kWidth];
+      taps[tap_count++] = {{weights[0] + weight, weights[1] + weight},
+                           source + run.slot,
+                           transposed_ ? larger(0, -from) : 0,
+                           transposed_ ? smaller(rows.length, width.source - from) : rows.length};
+    }
+  }
+
+  const Plan& plan_;
+  const Item& item_;
+  const bool transposed_;
+};
 
 }  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE

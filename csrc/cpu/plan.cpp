@@ -73,6 +73,22 @@ void set_tile(AxisPlan& plan, int64_t most, int64_t multiple, int64_t gap) {
   place_segments(plan, gap);
 }
 
+// How many kernel rows further a row of results meets the source rows of the next row of results; 0 where it
+// does not. Rows that share their source share its loads.
+int64_t find_pairing(const AxisPlan& height) {
+  if (height.phases > 1 || height.result < 2) return 0;
+  for (int64_t distance = 1; distance < height.kernel; ++distance) {
+    bool forwards = true, backwards = true;
+    for (int64_t k = 0; k + distance < height.kernel; ++k) {
+      const int64_t step = height.runs[k + distance].slot - height.runs[k].slot;
+      forwards = forwards && step == 1;
+      backwards = backwards && step == -1;
+    }
+    if (forwards || backwards) return forwards ? distance : -distance;
+  }
+  return 0;
+}
+
 }  // namespace
 
 Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_bytes, int64_t lanes,
@@ -94,9 +110,11 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
   const int64_t wanted = divide_up(4 * threads, problem.batch * problem.groups * depth.tiles * width.tiles *
                                                     (correlation ? 1 : plan.channel_blocks));
   int64_t rows = threads > 1 ? std::max<int64_t>(1, height.result / wanted) : height.result;
-  if (correlation && plan.channel_blocks > 1) rows = 1;
+  if (correlation && plan.channel_blocks > 1) rows = std::min<int64_t>(rows, 2);
   for (;; rows = divide_up(rows, 2)) {
     set_tile(height, rows, 1, 0);
+    plan.paired = find_pairing(height);
+    if (correlation && plan.channel_blocks > 1 && plan.paired == 0 && rows > 1) continue;
     plan.channel_pitch = depth.slots * height.slots * width.slots;
     // Not a multiple of a page, where the channels would compete for the same lines of the cache.
     plan.channel_pitch = round_up(plan.channel_pitch, kCacheLine / accumulate_bytes);
@@ -105,13 +123,21 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
     if (rows == 1 || plan.channels * plan.channel_pitch * accumulate_bytes <= kStagedBytes) break;
   }
 
+  plan.groups_innermost = problem.groups > 1 && problem.w.group < problem.w.space[kWidth];
+  const int64_t rows_together = plan.paired != 0 ? 2 : 1;
+  const int64_t taps = rows_together * plan.points;  // at most: those of two rows that have few in common
+
   plan.row_pitch = round_up(std::min(width.tile, width.result), lanes);
   const auto aligned = [](int64_t bytes) { return round_up(bytes, kCacheLine); };
   plan.weight_offset = aligned(plan.channels * plan.channel_pitch * accumulate_bytes + kCacheLine);
-  // Kernel values, or a correlation's sums, of one row; and its results, or the correlation's query.
-  plan.result_offset = plan.weight_offset + aligned(plan.points * plan.row_pitch * accumulate_bytes);
-  plan.tap_offset = plan.result_offset + aligned(plan.channels * plan.row_pitch * accumulate_bytes);
-  plan.scratch_bytes = plan.tap_offset + aligned(plan.points * static_cast<int64_t>(sizeof(Tap)));
+  // Kernel values, or a correlation's sums, of the rows at hand; and their results, or the correlation's
+  // query.
+  plan.result_offset = plan.weight_offset + aligned(rows_together * taps * plan.row_pitch * accumulate_bytes);
+  plan.tap_offset =
+      plan.result_offset + aligned(rows_together * plan.channels * plan.row_pitch * accumulate_bytes);
+  plan.stretch_offset = plan.tap_offset + aligned(taps * static_cast<int64_t>(sizeof(Tap)));
+  plan.scratch_bytes =
+      plan.stretch_offset + aligned(3 * depth.kernel * static_cast<int64_t>(sizeof(Stretch)));
 
   plan.items = problem.batch * problem.groups * depth.tiles * height.tiles * width.tiles *
                (correlation ? 1 : plan.channel_blocks);

@@ -68,6 +68,9 @@ struct Plan {
   int64_t channel_pitch;   // elements from one staged channel to the next
   int64_t row_pitch;       // elements of a row of scratch that holds a tile's width
   int64_t points;          // of the kernel
+  int64_t paired;  // kernel row k of a row of results reads what row k - paired of the next reads; 0: none
+  bool
+      groups_innermost;  // kernel values of all groups of a position lie together, so items go by group first
   int64_t items;
   int64_t multiply_adds;  // of an item, about
 
@@ -76,6 +79,7 @@ struct Plan {
   int64_t weight_offset;
   int64_t result_offset;
   int64_t tap_offset;
+  int64_t stretch_offset;
 
   const ActivationStrides& source_strides() const {
     return operation == Operation::kTranspose ? problem.y : problem.x;
@@ -85,13 +89,20 @@ struct Plan {
   }
 };
 
-// One kernel point of a row of results: the element offsets of its first kernel value and, in the scratch, of
-// the first channel's source value; kernel values exist for the results first <= j < last of the row.
+// One kernel point of a row of results, or of two that follow each other: the element offsets of their first
+// kernel values and, in the scratch, of the first channel's source value, which the two have in common.
+// Kernel values exist for the results first <= j < last of a row.
 struct Tap {
-  int64_t weight;
+  int64_t weight[2];
   int64_t source;
   int64_t first;
   int64_t last;
+};
+
+// Taps that follow each other and belong to the same rows: 1 the first, 2 the second, 3 both.
+struct Stretch {
+  int64_t rows;
+  int64_t count;
 };
 
 // Nothing may be empty. `accumulate_bytes` is the size of the type that is summed in, `lanes` the number of
