@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "cuda/launchers.h"
-#include "tensors.h"
+#include "operators.h"
 
 namespace involution {
 
@@ -53,69 +53,51 @@ void launch_as(Operation operation, const Problem& problem, const Plan& plan, co
                            c10::cuda::getCurrentCUDAStream()));
 }
 
-// Fills the third of x, w and y from the other two; `a` and `b` are those in the operation's own order.
-void run(Operation operation, const at::Tensor& x, const at::Tensor& w, const at::Tensor& y,
-         const Window& window, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
-  const Problem problem = make_problem(x, w, y, window);
-  if (out.numel() == 0) return;
-  if (a.numel() == 0 || b.numel() == 0) {
-    out.zero_();
-    return;
+class CudaBackend {
+ public:
+  explicit CudaBackend(c10::Device device) : guard_(device) {}
+
+  void run(Operation operation, const Problem& problem, const at::Tensor& x, const at::Tensor& w,
+           const at::Tensor& y, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
+    const OperandAlignment alignment{alignment_of(x), alignment_of(w), alignment_of(y)};
+    const Plan plan = make_plan(operation, problem, static_cast<int>(out.element_size()), alignment,
+                                limits_of(c10::cuda::current_device()));
+    switch (out.scalar_type()) {
+      case at::kDouble:
+        return launch_as<double>(operation, problem, plan, a, b, out);
+      case at::kFloat:
+        return launch_as<float>(operation, problem, plan, a, b, out);
+      case at::kHalf:
+        return launch_as<Float16>(operation, problem, plan, a, b, out);
+      case at::kBFloat16:
+        return launch_as<BFloat16>(operation, problem, plan, a, b, out);
+      default:
+        refuse_dtype(out.scalar_type());
+    }
   }
-  const OperandAlignment alignment{alignment_of(x), alignment_of(w), alignment_of(y)};
-  const Plan plan = make_plan(operation, problem, static_cast<int>(out.element_size()), alignment,
-                              limits_of(c10::cuda::current_device()));
-  switch (out.scalar_type()) {
-    case at::kDouble:
-      return launch_as<double>(operation, problem, plan, a, b, out);
-    case at::kFloat:
-      return launch_as<float>(operation, problem, plan, a, b, out);
-    case at::kHalf:
-      return launch_as<Float16>(operation, problem, plan, a, b, out);
-    case at::kBFloat16:
-      return launch_as<BFloat16>(operation, problem, plan, a, b, out);
-    default:
-      TORCH_CHECK_TYPE(false, "Involution works on float64, float32, float16 and bfloat16, not on ",
-                       out.scalar_type(), ".");
-  }
-}
+
+ private:
+  c10::cuda::CUDAGuard guard_;
+};
 
 }  // namespace
 
 at::Tensor involution_cuda(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
                            at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Window window{kernel_size_of(weight), stride, padding, dilation};
-  check_operands("involution", input, weight, window);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const at::IntArrayRef space = weight.sizes().slice(2 + window.kernel_size.size());
-  at::Tensor out =
-      empty_activation(input.size(0), input.size(1), space, is_channels_last(input), input.options());
-  run(Operation::kInvolution, input, weight, out, window, input, weight, out);
-  return out;
+  return Operators<CudaBackend>::involution(input, weight, stride, padding, dilation);
 }
 
 at::Tensor involution_transpose_cuda(const at::Tensor& input, const at::Tensor& weight,
                                      at::IntArrayRef output_size, at::IntArrayRef stride,
                                      at::IntArrayRef padding, at::IntArrayRef dilation) {
-  const Window window{kernel_size_of(weight), stride, padding, dilation};
-  check_operands("involution_transpose", input, weight, window);
-  const c10::cuda::CUDAGuard guard(input.device());
-  at::Tensor out =
-      empty_activation(input.size(0), input.size(1), output_size, is_channels_last(input), input.options());
-  run(Operation::kTranspose, out, weight, input, window, input, weight, out);
-  return out;
+  return Operators<CudaBackend>::involution_transpose(input, weight, output_size, stride, padding, dilation);
 }
 
 at::Tensor local_correlation_cuda(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef kernel_size,
                                   int64_t groups, at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation) {
-  const Window window{kernel_size, stride, padding, dilation};
-  check_operands("local_correlation", query, key, window);
-  const c10::cuda::CUDAGuard guard(query.device());
-  at::Tensor out = empty_weight(query.size(0), groups, kernel_size, query.sizes().slice(2),
-                                is_channels_last(query), query.options());
-  run(Operation::kCorrelation, key, out, query, window, query, key, out);
-  return out;
+  return Operators<CudaBackend>::local_correlation(query, key, kernel_size, groups, stride, padding,
+                                                   dilation);
 }
 
 }  // namespace involution

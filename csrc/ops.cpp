@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "cpu_backend.h"
 #ifdef INVOLUTION_WITH_CUDA
 #include "cuda_backend.h"
 #endif
@@ -25,6 +26,13 @@ TORCH_LIBRARY(involution, library) {
       "local_correlation(Tensor query, Tensor key, SymInt[] kernel_size, SymInt groups, SymInt[] stride, "
       "SymInt[] padding, SymInt[] dilation) -> Tensor",
       tags);
+  library.def("cpu_capability() -> str", &involution::cpu_capability);
+}
+
+TORCH_LIBRARY_IMPL(involution, CPU, library) {
+  library.impl("involution", &involution::involution_cpu);
+  library.impl("involution_transpose", &involution::involution_transpose_cpu);
+  library.impl("local_correlation", &involution::local_correlation_cpu);
 }
 
 #ifdef INVOLUTION_WITH_CUDA

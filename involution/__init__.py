@@ -1,7 +1,7 @@
 """Involution for PyTorch: a kernel made from the input at every position, shared across channels.
 
 The three operations (``involution*d``, ``involution_transpose*d``, ``local_correlation*d``), each differentiable to
-any order, with CUDA kernels where they are built and plain PyTorch elsewhere; and layers made of them.
+any order, with CPU and CUDA kernels where they are built and plain PyTorch elsewhere; and layers made of them.
 """
 
 from . import reference

@@ -32,6 +32,9 @@ def build_info() -> dict[str, object]:
           newer than that.
         - ``no_cuda_reason``: why there are no CUDA kernels, as a sentence, or None where there are.
         - ``compiler``: the C++ compiler, or None.
+        - ``cpu_capability``: the instruction set that the native CPU kernels use on this machine, ``"avx512"``,
+          ``"avx2"`` or ``"default"``, or None where there are no native kernels. The environment variable
+          ``INVOLUTION_CPU_CAPABILITY`` asks for another.
     """
     info = _compiled_info()
     if info is None:
@@ -44,8 +47,11 @@ def build_info() -> dict[str, object]:
             "no_cuda_reason": "involution was installed without its extension, because INVOLUTION_BUILD=none "
             "asked for that or because the installation found no C++ compiler.",
             "compiler": None,
+            "cpu_capability": None,
         }
-    return {**info, "extension": _path_of("_ops")}
+    loaded = hasattr(torch.ops.involution, "cpu_capability")
+    capability = torch.ops.involution.cpu_capability() if loaded else None
+    return {**info, "extension": _path_of("_ops"), "cpu_capability": capability}
 
 
 def load_extension() -> bool:

@@ -1,6 +1,6 @@
 """The dispatcher operators ``torch.ops.involution.*``: their registrations other than the compiled kernels.
 
-The compiled extension defines the operators and registers their CUDA kernels. Everything that lacks a
+The compiled extension defines the operators and registers their CPU and CUDA kernels. Everything that lacks a
 kernel, which is every device where nothing was compiled, takes the definition in plain PyTorch. Autograd,
 vmap and fake (meta) implementations are registered by ``involution.autograd`` and here, so that the
 operators are complete for torch.compile, torch.export and callers that use them directly.

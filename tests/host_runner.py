@@ -1,4 +1,4 @@
-"""Executes the shipped CUDA kernels on the host, through the program in tests/host/runner.cpp."""
+"""Executes the shipped kernels in a program with sanitizers: tests/host/runner.cpp and cpu_runner.cpp."""
 
 import os
 import select
@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import host_build
 import torch
@@ -42,11 +43,15 @@ class HostRunner:
     """
 
     def __init__(self, timeout: float = 300.0):
-        sources = [host_build.HOST / "runner.cpp", *sorted((host_build.ROOT / "csrc" / "cuda").glob("*.cu"))]
-        self._program = host_build.build("runner", sources)
+        self._program = self._build()
         self._timeout = timeout
+        self._environment = host_build.environment()
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr = tempfile.TemporaryFile()
+
+    def _build(self) -> Path:
+        sources = [host_build.HOST / "runner.cpp", *sorted((host_build.ROOT / "csrc" / "cuda").glob("*.cu"))]
+        return host_build.build("runner", sources)
 
     def __enter__(self) -> "HostRunner":
         return self
@@ -135,7 +140,7 @@ class HostRunner:
         self._stderr.truncate()
         self._process = subprocess.Popen(
             [self._program],
-            env=host_build.environment(),
+            env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -174,6 +179,21 @@ class HostRunner:
                 raise EOFError
             data += piece
         return bytes(data)
+
+
+class CpuRunner(HostRunner):
+    """The native CPU kernels of one instruction set. `seed` shuffles the items of work."""
+
+    def __init__(self, capability: str, timeout: float = 300.0):
+        super().__init__(timeout)
+        self._environment["INVOLUTION_CPU_CAPABILITY"] = capability
+
+    def _build(self) -> Path:
+        sources = [
+            host_build.HOST / "cpu_runner.cpp",
+            *sorted((host_build.ROOT / "csrc" / "cpu").glob("*.cpp")),
+        ]
+        return host_build.build("cpu_runner", sources)
 
 
 def _problem(

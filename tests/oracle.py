@@ -1,4 +1,4 @@
-"""The three operations as plain loops over positions and kernel points in float64: obviously right, and slow.
+"""The three operations as plain loops over positions and kernel points: obviously right, and slow.
 
 Arguments are complete: one integer per axis, `padding` zeros in front, sizes of both frames by the tensors.
 """
@@ -38,9 +38,9 @@ def involution(x: np.ndarray, w: np.ndarray, stride, padding, dilation) -> np.nd
     axes = len(stride)
     kernel_size, output_size = w.shape[2 : 2 + axes], w.shape[2 + axes :]
     channels = x.shape[1]
-    y = np.zeros((*x.shape[:2], *output_size))
+    y = np.zeros((*x.shape[:2], *output_size), dtype=x.dtype)
     for o, k, i, exists in _meetings(output_size, kernel_size, x.shape[2:], stride, padding, dilation):
-        value = x[_everywhere(i)] if exists else np.zeros(x.shape[:2])
+        value = x[_everywhere(i)] if exists else np.zeros(x.shape[:2], dtype=x.dtype)
         y[_everywhere(o)] += _of_channels(w[(slice(None), slice(None), *k, *o)], channels) * value
     return y
 
@@ -49,7 +49,7 @@ def involution_transpose(y: np.ndarray, w: np.ndarray, output_size, stride, padd
     axes = len(stride)
     kernel_size, frame = w.shape[2 : 2 + axes], w.shape[2 + axes :]
     channels = y.shape[1]
-    x = np.zeros((*y.shape[:2], *output_size))
+    x = np.zeros((*y.shape[:2], *output_size), dtype=y.dtype)
     for o, k, i, exists in _meetings(frame, kernel_size, output_size, stride, padding, dilation):
         if exists:
             x[_everywhere(i)] += (
@@ -62,9 +62,9 @@ def local_correlation(
     y: np.ndarray, x: np.ndarray, kernel_size, groups: int, stride, padding, dilation
 ) -> np.ndarray:
     batch, channels, *output_size = y.shape
-    w = np.zeros((batch, groups, *kernel_size, *output_size))
+    w = np.zeros((batch, groups, *kernel_size, *output_size), dtype=y.dtype)
     for o, k, i, exists in _meetings(output_size, kernel_size, x.shape[2:], stride, padding, dilation):
-        value = x[_everywhere(i)] if exists else np.zeros(x.shape[:2])
+        value = x[_everywhere(i)] if exists else np.zeros(x.shape[:2], dtype=x.dtype)
         products = y[_everywhere(o)] * value
         w[(slice(None), slice(None), *k, *o)] = products.reshape(batch, groups, channels // groups).sum(2)
     return w

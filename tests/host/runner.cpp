@@ -1,39 +1,14 @@
 // Executes the shipped launchers on the host, for requests as protocol.h describes them.
-//
-// A sanitizer or a barrier check that finds a mistake ends the process with its report on stderr.
 
-#include <unistd.h>
-
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <sstream>
 #include <string>
-#include <vector>
 
 #include "cuda/launchers.h"
 #include "cuda_on_host.h"
-#include "guarded_buffer.h"
-#include "protocol.h"
+#include "serve.h"
 
 namespace involution::host {
 namespace {
-
-[[noreturn]] void reject(const char* why) {
-  std::fprintf(stderr, "runner: %s\n", why);
-  std::exit(2);
-}
-
-// False when stdin ended before the first byte.
-bool read_bytes(void* to, std::size_t count) {
-  const std::size_t got = std::fread(to, 1, count, stdin);
-  if (got != count && got != 0) reject("a request ended early");
-  return got == count;
-}
-
-void read_operand(GuardedBuffer& buffer) {
-  if (!read_bytes(buffer.data(), buffer.size())) reject("a request has no data");
-}
 
 // The number of bytes up to which the address of a tensor is aligned, as far as any access asks.
 int alignment_of(const GuardedBuffer& buffer) {
@@ -87,52 +62,17 @@ cudaError_t execute(const Request& request, const GuardedBuffer& a, const Guarde
                                /*stream=*/nullptr);
 }
 
-cudaError_t execute(const Request& request, const GuardedBuffer& a, const GuardedBuffer& b,
-                    GuardedBuffer& out, std::string* plan_text) {
-  switch (static_cast<ElementType>(request.element_type)) {
-    case ElementType::kFloat64:
-      return execute<double>(request, a, b, out, plan_text);
-    case ElementType::kFloat32:
-      return execute<float>(request, a, b, out, plan_text);
-    case ElementType::kFloat16:
-      return execute<Float16>(request, a, b, out, plan_text);
-    case ElementType::kBFloat16:
-      return execute<BFloat16>(request, a, b, out, plan_text);
-  }
-  reject("no such element type");
-}
-
-void serve(const Request& request, std::FILE* replies) {
-  if (request.magic != kRequestMagic) reject("not a request");
-  if (request.operation < 0 || request.operation > 2) reject("no such operation");
-  GuardedBuffer a(request.a);
-  GuardedBuffer b(request.b);
-  GuardedBuffer out(request.out);
-  read_operand(a);
-  read_operand(b);
-  std::memset(out.data(), 0xff, out.size());  // a NaN in every type, wherever nothing is written
-
-  options().seed = static_cast<std::uint64_t>(request.seed);
-  options().shared_memory_per_block = static_cast<std::size_t>(request.limits.shared_memory_per_block);
-  std::string plan;
-  const cudaError_t status = execute(request, a, b, out, &plan);
-
-  const Reply reply{kReplyMagic, status, static_cast<std::int64_t>(plan.size()),
-                    static_cast<std::int64_t>(out.size())};
-  std::fwrite(&reply, sizeof reply, 1, replies);
-  std::fwrite(plan.data(), 1, plan.size(), replies);
-  std::fwrite(out.data(), 1, out.size(), replies);
-  std::fflush(replies);
-}
-
 }  // namespace
 }  // namespace involution::host
 
 int main() {
-  // Anything that prints goes to stderr; only replies go to where stdout was.
-  std::FILE* replies = fdopen(dup(STDOUT_FILENO), "wb");
-  dup2(STDERR_FILENO, STDOUT_FILENO);
-  involution::host::Request request;
-  while (involution::host::read_bytes(&request, sizeof request)) involution::host::serve(request, replies);
-  std::fclose(replies);
+  using namespace involution::host;
+  serve([](const Request& request, const GuardedBuffer& a, const GuardedBuffer& b, GuardedBuffer& out,
+           std::string* plan) {
+    options().seed = static_cast<std::uint64_t>(request.seed);
+    options().shared_memory_per_block = static_cast<std::size_t>(request.limits.shared_memory_per_block);
+    return with_element(request, [&](auto element) {
+      return static_cast<std::int64_t>(execute<decltype(element)>(request, a, b, out, plan));
+    });
+  });
 }

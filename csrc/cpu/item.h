@@ -1,0 +1,214 @@
+// What an item of work is, and its source in scratch: zero-padded, widened, channels apart.
+#pragma once
+
+#include "plan.h"
+#include "transpose.h"
+
+namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
+
+struct Item {
+  int64_t batch;
+  int64_t group;
+  int64_t channel;  // first of the block, within the group
+  int64_t channels;
+  int64_t tile[3];
+  int64_t first[3];  // result of the tile along each axis
+  int64_t count[3];
+};
+
+INVOLUTION_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INVOLUTION_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+INVOLUTION_INLINE void set_channels(const Plan& plan, int64_t block, Item& item) {
+  item.channel = block * plan.channels;
+  item.channels = smaller(plan.channels, plan.problem.channels_per_group - item.channel);
+}
+
+// Blocks of channels fastest, which share kernel values, then tiles, groups and batch; but groups before
+// tiles where the kernel values of all groups share lines of the cache.
+INVOLUTION_INLINE Item item_at(const Plan& plan, int64_t index) {
+  Item item;
+  if (plan.operation == Operation::kCorrelation) {
+    set_channels(plan, 0, item);
+  } else {
+    set_channels(plan, index % plan.channel_blocks, item);
+    index /= plan.channel_blocks;
+  }
+  if (plan.groups_innermost) {
+    item.group = index % plan.problem.groups;
+    index /= plan.problem.groups;
+  }
+  for (int axis = 2; axis >= 0; --axis) {
+    const AxisPlan& along = plan.axis[axis];
+    item.tile[axis] = index % along.tiles;
+    index /= along.tiles;
+    item.first[axis] = item.tile[axis] * along.tile;
+    item.count[axis] = smaller(along.tile, along.result - item.first[axis]);
+  }
+  if (!plan.groups_innermost) {
+    item.group = index % plan.problem.groups;
+    index /= plan.problem.groups;
+  }
+  item.batch = index;
+  return item;
+}
+
+// The slots of one row of the source, for every channel; elements outside the source are zero.
+template <typename T>
+INVOLUTION_INLINE void stage_row(const AxisPlan& width, const T* row, const ActivationStrides& strides,
+                                 int64_t shift, int64_t channels, Sum<T>* staged, int64_t pitch) {
+  const int64_t stride = strides.space[kWidth] * width.step;
+  for (int64_t s = 0; s < width.segment_count; ++s) {
+    const Segment& segment = width.segment[s];
+    const int64_t position = segment.position + shift;
+    const int64_t slots = segment.count + kLanes<T>;  // and what a last vector runs over
+    // Elements [inside, outside) exist.
+    const int64_t to_start = (-position + width.step - 1) / width.step;
+    const int64_t to_end = (width.source - position + width.step - 1) / width.step;
+    const int64_t inside = position >= 0 ? 0 : smaller(to_start, segment.count);
+    const int64_t outside =
+        position >= width.source ? inside : larger(inside, smaller(to_end, segment.count));
+    Sum<T>* to = staged + segment.slot;
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t slot = 0; slot < inside; ++slot) to[c * pitch + slot] = 0;
+      for (int64_t slot = outside; slot < slots; ++slot) to[c * pitch + slot] = 0;
+    }
+    if (inside == outside) continue;
+    const T* from = row + (position + inside * width.step) * strides.space[kWidth];
+    copy_in(from, strides.channel, stride, to + inside, pitch, channels, outside - inside);
+  }
+}
+
+// The source that an item's results meet: channel c at staged + c*channel_pitch, rows of slots in its order.
+template <typename T>
+void stage(const Plan& plan, const Item& item, const T* source, Sum<T>* staged) {
+  const AxisPlan& depth = plan.axis[kDepth];
+  const AxisPlan& height = plan.axis[kHeight];
+  const AxisPlan& width = plan.axis[kWidth];
+  const ActivationStrides& strides = plan.source_strides();
+  const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
+  source += item.batch * strides.batch + channel * strides.channel;
+  for (int64_t ds = 0; ds < depth.segment_count; ++ds) {
+    for (int64_t dj = 0; dj < depth.segment[ds].count; ++dj) {
+      const int64_t d = depth.segment[ds].position + item.tile[kDepth] * depth.shift + dj * depth.step;
+      const int64_t plane = (depth.segment[ds].slot + dj) * height.slots;
+      for (int64_t hs = 0; hs < height.segment_count; ++hs) {
+        for (int64_t hj = 0; hj < height.segment[hs].count; ++hj) {
+          const int64_t h =
+              height.segment[hs].position + item.tile[kHeight] * height.shift + hj * height.step;
+          Sum<T>* row = staged + (plane + height.segment[hs].slot + hj) * width.slots;
+          if (d < 0 || d >= depth.source || h < 0 || h >= height.source) {
+            for (int64_t c = 0; c < item.channels; ++c) {
+              for (int64_t slot = 0; slot < width.slots; ++slot) row[c * plan.channel_pitch + slot] = 0;
+            }
+          } else {
+            stage_row(width, source + d * strides.space[kDepth] + h * strides.space[kHeight], strides,
+                      item.tile[kWidth] * width.shift, item.channels, row, plan.channel_pitch);
+          }
+        }
+      }
+    }
+  }
+}
+
+// The rows of results that are computed together: one, or two that share source rows; one phase along the
+// width.
+struct Rows {
+  int64_t depth;  // counted from the tile's first
+  int64_t height;
+  int64_t count;
+  int64_t phase;
+  int64_t length;
+};
+
+// The kernel points that these rows meet, in row-major order for each row. A zero of the padding takes part
+// in involution and correlation; an output position that does not exist contributes nothing to the transposed
+// operation.
+class TapList {
+ public:
+  TapList(const Plan& plan, const Item& item, unsigned char* scratch)
+      : taps(reinterpret_cast<Tap*>(scratch + plan.tap_offset)),
+        stretches(reinterpret_cast<Stretch*>(scratch + plan.stretch_offset)),
+        plan_(plan),
+        item_(item),
+        transposed_(plan.operation == Operation::kTranspose) {}
+
+  void collect(const Rows& rows) {
+    tap_count = stretch_count = 0;
+    const AxisPlan& depth = plan_.axis[kDepth];
+    const int64_t kernel = plan_.axis[kHeight].kernel;
+    const int64_t j = rows.depth / depth.phases;
+    for (int64_t kd = 0; kd < depth.kernel; ++kd) {
+      const Run& run = depth.run[kd];
+      const int64_t from = run.position + item_.tile[kDepth] * depth.shift + j * depth.step;
+      if (transposed_ && (run.phase != rows.depth % depth.phases || from < 0 || from >= depth.source))
+        continue;
+      const int64_t at = transposed_ ? from : item_.first[kDepth] + rows.depth;
+      const int64_t weight = kd * plan_.problem.w.kernel[kDepth] + at * plan_.problem.w.space[kDepth];
+      const int64_t plane = (run.slot + j) * plan_.axis[kHeight].slots;
+      if (rows.count == 1) {
+        add(rows, 1, weight, plane, 0, 0, kernel);
+      } else if (plan_.paired > 0) {
+        add(rows, 1, weight, plane, 0, 0, plan_.paired);
+        add(rows, 3, weight, plane, plan_.paired, 0, kernel - plan_.paired);
+        add(rows, 2, weight, plane, 0, kernel - plan_.paired, plan_.paired);
+      } else {
+        add(rows, 2, weight, plane, 0, 0, -plan_.paired);
+        add(rows, 3, weight, plane, 0, -plan_.paired, kernel + plan_.paired);
+        add(rows, 1, weight, plane, kernel + plan_.paired, 0, -plan_.paired);
+      }
+    }
+  }
+
+  Tap* const taps;
+  Stretch* const stretches;
+  int64_t tap_count = 0;
+  int64_t stretch_count = 0;
+
+ private:
+  // `count` kernel rows from k[0] of the first row of results and from k[1] of the second, of those in
+  // `which`.
+  void add(const Rows& rows, int64_t which, int64_t weight, int64_t plane, int64_t k0, int64_t k1,
+           int64_t count) {
+    const AxisPlan& height = plan_.axis[kHeight];
+    const WeightStrides& strides = plan_.problem.w;
+    const int64_t before = tap_count;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = which == 2 ? 1 : 0;
+      const Run& run = height.run[(row == 1 ? k1 : k0) + i];
+      const int64_t h = rows.height + row;
+      const int64_t j = h / height.phases;
+      const int64_t from = run.position + item_.tile[kHeight] * height.shift + j * height.step;
+      if (transposed_ && (run.phase != h % height.phases || from < 0 || from >= height.source)) continue;
+      const int64_t first = item_.first[kHeight] + rows.height;
+      const int64_t weights[2] = {
+          weight + (k0 + i) * strides.kernel[kHeight] + (transposed_ ? from : first) * strides.space[kHeight],
+          weight + (k1 + i) * strides.kernel[kHeight] +
+              (transposed_ ? from : first + 1) * strides.space[kHeight]};
+      add_row(rows, weights, (plane + run.slot + j) * plan_.axis[kWidth].slots);
+    }
+    if (tap_count > before) stretches[stretch_count++] = {which, tap_count - before};
+  }
+
+  void add_row(const Rows& rows, const int64_t (&weights)[2], int64_t source) {
+    const AxisPlan& width = plan_.axis[kWidth];
+    const WeightStrides& strides = plan_.problem.w;
+    for (int64_t kw = 0; kw < width.kernel; ++kw) {
+      const Run& run = width.run[kw];
+      if (run.phase != rows.phase) continue;
+      const int64_t from =
+          transposed_ ? run.position + item_.tile[kWidth] * width.shift : item_.first[kWidth];
+      const int64_t weight = kw * strides.kernel[kWidth] + from * strides.space[kWidth];
+      taps[tap_count++] = {{weights[0] + weight, weights[1] + weight},
+                           source + run.slot,
+                           transposed_ ? larger(0, -from) : 0,
+                           transposed_ ? smaller(rows.length, width.source - from) : rows.length};
+    }
+  }
+
+  const Plan& plan_;
+  const Item& item_;
+  const bool transposed_;
+};
+
+}  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE

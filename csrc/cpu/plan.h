@@ -1,0 +1,113 @@
+// How one problem is cut into items of work, and where each item's part of the source lies in its scratch.
+//
+// The three operations read the same geometry. A result position q meets kernel index k at the source
+// position
+//
+//   involution, correlation   q*stride - padding + k*dilation
+//   transpose                 (q + padding - k*dilation) / stride, where that is an integer
+//
+// Along each axis an item takes a tile of results. The transposed operation has `stride` phases: results q
+// and q + stride meet the same kernel indices, and the results of one phase that follow each other read
+// source positions that follow each other; so a tile is a multiple of the stride long. The other two have one
+// phase, and steps of `stride` between the positions. Either way, the positions that one kernel index meets
+// in a tile are an evenly spaced run. Overlapping runs are staged as one segment, runs that lie apart (a
+// large dilation) as several, and in the scratch the elements of a segment follow each other: a vector of
+// results always reads neighbours, whatever the stride and the dilation.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../involution.h"
+
+namespace involution::cpu {
+
+// The run of source positions that kernel index k meets: result phase + j*phases of a tile reads position +
+// j*step (of the first tile), which is found at slot + j.
+struct Run {
+  int64_t phase;
+  int64_t position;
+  int64_t slot;
+};
+
+struct Segment {
+  int64_t position;  // of its first element, in the first tile
+  int64_t slot;
+  int64_t count;
+};
+
+struct AxisPlan {
+  AxisPlan() = default;
+  AxisPlan(AxisPlan&&) = default;  // a copy's pointers would be those of the original
+  AxisPlan& operator=(AxisPlan&&) = default;
+
+  int64_t source;  // size of the axis
+  int64_t result;
+  int64_t tile;  // results of an item
+  int64_t tiles;
+  int64_t phases;
+  int64_t step;
+  int64_t shift;          // source positions from one tile to the next
+  int64_t slots;          // elements staged
+  std::vector<Run> runs;  // one for each kernel index
+  std::vector<Segment> segments;
+
+  // The same for the kernels, which use nothing of the standard library.
+  const Run* run;
+  const Segment* segment;
+  int64_t kernel;
+  int64_t segment_count;
+};
+
+struct Plan {
+  Operation operation;
+  Problem problem;
+  AxisPlan axis[3];
+  int64_t channels;        // staged at a time
+  int64_t channel_blocks;  // of a group; items of their own, but for the correlation, which sums over them
+  int64_t channel_pitch;   // elements from one staged channel to the next
+  int64_t row_pitch;       // elements of a row of scratch that holds a tile's width
+  int64_t points;          // of the kernel
+  int64_t paired;  // kernel row k of a row of results reads what row k - paired of the next reads; 0: none
+  bool
+      groups_innermost;  // kernel values of all groups of a position lie together, so items go by group first
+  int64_t items;
+  int64_t multiply_adds;  // of an item, about
+
+  // Bytes of scratch that a thread needs, and where its parts begin.
+  int64_t scratch_bytes;
+  int64_t weight_offset;
+  int64_t result_offset;
+  int64_t tap_offset;
+  int64_t stretch_offset;
+
+  const ActivationStrides& source_strides() const {
+    return operation == Operation::kTranspose ? problem.y : problem.x;
+  }
+  const ActivationStrides& result_strides() const {
+    return operation == Operation::kTranspose ? problem.x : problem.y;
+  }
+};
+
+// One kernel point of a row of results, or of two that follow each other: the element offsets of their first
+// kernel values and, in the scratch, of the first channel's source value, which the two have in common.
+// Kernel values exist for the results first <= j < last of a row.
+struct Tap {
+  int64_t weight[2];
+  int64_t source;
+  int64_t first;
+  int64_t last;
+};
+
+// Taps that follow each other and belong to the same rows: 1 the first, 2 the second, 3 both.
+struct Stretch {
+  int64_t rows;
+  int64_t count;
+};
+
+// Nothing may be empty. `accumulate_bytes` is the size of the type that is summed in, `lanes` the number of
+// these in the widest vector.
+Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_bytes, int64_t lanes,
+               int64_t threads);
+
+}  // namespace involution::cpu

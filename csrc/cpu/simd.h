@@ -1,0 +1,223 @@
+// Vectors of the instruction set that the including file is compiled for.
+//
+// The arithmetic is that of the compilers' vector extensions, which every machine has; intrinsics serve where
+// these have no word: masked access and the conversions of float16. Everything is inlined into the kernels,
+// in a namespace of the instruction set, so that no code for one machine is linked into what another runs.
+#pragma once
+
+#include "../cuda/element.h"
+
+#ifndef INVOLUTION_CPU_NAMESPACE
+#error "kernels_*.cpp define the instruction set before they include the kernels."
+#endif
+
+#define INVOLUTION_INLINE inline __attribute__((always_inline))
+
+namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
+
+#if defined(INVOLUTION_CPU_AVX512)
+constexpr int kVectorBytes = 64;
+#elif defined(INVOLUTION_CPU_AVX2)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Sums of one block in registers, of which AVX-512 has 32 and the others (Arm apart) 16.
+constexpr int kBlock = kVectorBytes == 64 ? 16 : 8;
+
+constexpr int kFloats = kVectorBytes / 4;
+typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef double Doubles __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
+
+template <typename T>
+struct Arithmetic {
+  using Sum = float;
+  using Vector = Floats;
+};
+template <>
+struct Arithmetic<double> {
+  using Sum = double;
+  using Vector = Doubles;
+};
+template <typename T>
+using Sum = typename Arithmetic<T>::Sum;
+template <typename T>
+using Vector = typename Arithmetic<T>::Vector;
+// T of a const T*.
+template <typename Pointer>
+struct Pointee;
+template <typename T>
+struct Pointee<const T*> {
+  using type = T;
+};
+
+template <typename T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Sum<T>));
+
+// The same bits as another type.
+template <typename To, typename From>
+INVOLUTION_INLINE To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bits are neither lost nor made");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+INVOLUTION_INLINE Words broadcast(uint32_t value) { return value - Words{}; }
+
+// --- bfloat16 and float16, rounded to nearest, ties to even, as csrc/cuda/scalar.cuh does for one value
+// -----
+
+INVOLUTION_INLINE Floats widen(BFloat16, HalfWords stored) {
+  return bits_as<Floats>(__builtin_convertvector(stored, Words) << 16);
+}
+
+INVOLUTION_INLINE HalfWords narrow(BFloat16, Floats value) {
+  const Words bits = bits_as<Words>(value);
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Words nan = broadcast(0x7fff);
+  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded, HalfWords);
+}
+
+#if defined(INVOLUTION_CPU_AVX512)
+
+INVOLUTION_INLINE Floats widen(Float16, HalfWords stored) {
+  return bits_as<Floats>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(stored)));
+}
+INVOLUTION_INLINE HalfWords narrow(Float16, Floats value) {
+  return bits_as<HalfWords>(
+      _mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+#elif defined(INVOLUTION_CPU_AVX2)
+
+INVOLUTION_INLINE Floats widen(Float16, HalfWords stored) {
+  return bits_as<Floats>(_mm256_cvtph_ps(bits_as<__m128i>(stored)));
+}
+INVOLUTION_INLINE HalfWords narrow(Float16, Floats value) {
+  return bits_as<HalfWords>(
+      _mm256_cvtps_ph(bits_as<__m256>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+#else
+
+INVOLUTION_INLINE Floats widen(Float16, HalfWords stored) {
+  const Words half = __builtin_convertvector(stored, Words);
+  const Words sign = (half & 0x8000u) << 16;
+  const Words magnitude = (half & 0x7fffu) << 13;
+  const Words normal = magnitude + (112u << 23);
+  const Words special = magnitude | 0x7f800000u;
+  // Zero and subnormal numbers are so many times 2^-24.
+  typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
+  const Floats small = __builtin_convertvector(bits_as<Integers>(half & 0x3ffu), Floats) * 0x1p-24f;
+  const Words finite = magnitude < (1u << 23) ? bits_as<Words>(small) : normal;
+  return bits_as<Floats>(sign | (magnitude >= (31u << 23) ? special : finite));
+}
+
+INVOLUTION_INLINE HalfWords narrow(Float16, Floats value) {
+  const Words bits = bits_as<Words>(value);
+  const Words sign = (bits >> 16) & 0x8000u;
+  const Words magnitude = bits & 0x7fffffffu;
+  // Below 2^-14, adding 0.5 leaves the subnormal number's bits at the end.
+  const Words small = bits_as<Words>(bits_as<Floats>(magnitude) + 0.5f) - 0x3f000000u;
+  const Words normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const Words infinity = broadcast(0x7c00), nan = broadcast(0x7fff);
+  const Words finite = magnitude < 0x38800000u ? small : normal;
+  const Words any = magnitude >= 0x47800000u ? infinity : finite;
+  return __builtin_convertvector(magnitude > 0x7f800000u ? nan : (sign | any), HalfWords);
+}
+
+#endif
+
+// --- Memory, at any alignment ----------------------------------------------------------------------------
+
+INVOLUTION_INLINE Floats load(const float* from) {
+  Floats value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+INVOLUTION_INLINE Doubles load(const double* from) {
+  Doubles value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+template <typename T>
+INVOLUTION_INLINE Floats load(const T* from) {
+  HalfWords stored;
+  __builtin_memcpy(&stored, from, sizeof stored);
+  return widen(T{}, stored);
+}
+
+INVOLUTION_INLINE void store(float* to, Floats value) { __builtin_memcpy(to, &value, sizeof value); }
+INVOLUTION_INLINE void store(double* to, Doubles value) { __builtin_memcpy(to, &value, sizeof value); }
+template <typename T>
+INVOLUTION_INLINE void store(T* to, Floats value) {
+  const HalfWords stored = narrow(T{}, value);
+  __builtin_memcpy(to, &stored, sizeof stored);
+}
+
+// Lanes first <= l < last, the others zero; only those lanes are touched in memory.
+#if defined(INVOLUTION_CPU_AVX512)
+
+INVOLUTION_INLINE uint32_t lane_mask(int64_t first, int64_t last) {
+  return ((1u << last) - 1) & ~((1u << first) - 1);
+}
+INVOLUTION_INLINE Floats load_lanes(const float* from, int64_t first, int64_t last) {
+  return bits_as<Floats>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(lane_mask(first, last)), from));
+}
+INVOLUTION_INLINE Doubles load_lanes(const double* from, int64_t first, int64_t last) {
+  return bits_as<Doubles>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(lane_mask(first, last)), from));
+}
+template <typename T>
+INVOLUTION_INLINE Floats load_lanes(const T* from, int64_t first, int64_t last) {
+  const __m256i stored = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lane_mask(first, last)), from);
+  return widen(T{}, bits_as<HalfWords>(stored));
+}
+INVOLUTION_INLINE void store_lanes(float* to, Floats value, int64_t count) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>(lane_mask(0, count)), bits_as<__m512>(value));
+}
+INVOLUTION_INLINE void store_lanes(double* to, Doubles value, int64_t count) {
+  _mm512_mask_storeu_pd(to, static_cast<__mmask8>(lane_mask(0, count)), bits_as<__m512d>(value));
+}
+template <typename T>
+INVOLUTION_INLINE void store_lanes(T* to, Floats value, int64_t count) {
+  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(lane_mask(0, count)),
+                           bits_as<__m256i>(narrow(T{}, value)));
+}
+
+#else
+
+template <typename T>
+INVOLUTION_INLINE Vector<T> load_lanes(const T* from, int64_t first, int64_t last) {
+  T lanes[kLanes<T>] = {};
+  for (int64_t lane = first; lane < last; ++lane) lanes[lane] = from[lane];
+  return load(lanes);
+}
+template <typename T>
+INVOLUTION_INLINE void store_lanes(T* to, Vector<T> value, int64_t count) {
+  T lanes[kLanes<T>];
+  store(lanes, value);
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] = lanes[lane];
+}
+
+#endif
+
+// --- One value ---------------------------------------------------------------------------------------------
+
+INVOLUTION_INLINE float load_one(const float* from) { return *from; }
+INVOLUTION_INLINE double load_one(const double* from) { return *from; }
+INVOLUTION_INLINE float load_one(const BFloat16* from) {
+  return bits_as<float>(static_cast<uint32_t>(from->bits) << 16);
+}
+INVOLUTION_INLINE float load_one(const Float16* from) {
+#if defined(INVOLUTION_CPU_AVX512) || defined(INVOLUTION_CPU_AVX2)
+  return _cvtsh_ss(from->bits);
+#else
+  return load_lanes(from, 0, 1)[0];
+#endif
+}
+
+}  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE

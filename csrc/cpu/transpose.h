@@ -1,0 +1,127 @@
+// Tables whose elements lie a stride apart, to tables of rows and back: how storage with the channels (or the
+// kernel points) innermost becomes vectors along the width.
+#pragma once
+
+#include "simd.h"
+
+namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
+
+template <int... kLane>
+struct LaneList {};
+template <int kCount, int... kLane>
+struct MakeLaneList : MakeLaneList<kCount - 1, kCount - 1, kLane...> {};
+template <int... kLane>
+struct MakeLaneList<0, kLane...> {
+  using type = LaneList<kLane...>;
+};
+
+template <typename V, int... kFrom>
+INVOLUTION_INLINE V shuffle(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kFrom...);
+#else
+  typedef decltype(a < b) Lanes;
+  return __builtin_shuffle(a, b, Lanes{kFrom...});
+#endif
+}
+
+// Exchanges elements (i, j + kHalf) and (i + kHalf, j) within every square of 2*kHalf by 2*kHalf elements.
+template <int kHalf, typename V, int kEdge, int... kLane>
+INVOLUTION_INLINE void exchange(V (&rows)[kEdge], LaneList<kLane...>) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kEdge; ++i) {
+    if (i & kHalf) continue;
+    const V a = rows[i], b = rows[i + kHalf];
+    rows[i] = shuffle<V, ((kLane & kHalf) == 0 ? kLane : kEdge + kLane - kHalf)...>(a, b);
+    rows[i + kHalf] = shuffle<V, ((kLane & kHalf) == 0 ? kLane + kHalf : kEdge + kLane)...>(a, b);
+  }
+}
+
+template <typename V, int kEdge>
+INVOLUTION_INLINE void transpose_square(V (&rows)[kEdge]) {
+  using Lanes = typename MakeLaneList<kEdge>::type;
+  if constexpr (kEdge >= 16) exchange<8>(rows, Lanes{});
+  if constexpr (kEdge >= 8) exchange<4>(rows, Lanes{});
+  if constexpr (kEdge >= 4) exchange<2>(rows, Lanes{});
+  exchange<1>(rows, Lanes{});
+}
+
+template <typename T>
+INVOLUTION_INLINE Vector<T> load_some(const T* from, int64_t count) {
+  return count >= kLanes<T> ? load(from) : load_lanes(from, 0, count);
+}
+template <typename T>
+INVOLUTION_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
+  count >= kLanes<T> ? store(to, value) : store_lanes(to, value, count);
+}
+
+// to[i*to_pitch + j] = from[j*from_pitch + i] for i < rows and j < columns.
+template <typename From, typename To>
+INVOLUTION_INLINE void copy_transposed(const From* from, int64_t from_pitch, To* to, int64_t to_pitch,
+                                       int64_t rows, int64_t columns) {
+  constexpr int kEdge = kLanes<From>;
+  for (int64_t j = 0; j < columns; j += kEdge) {
+    for (int64_t i = 0; i < rows; i += kEdge) {
+      const int64_t square_rows = rows - i < kEdge ? rows - i : kEdge;
+      const int64_t square_columns = columns - j < kEdge ? columns - j : kEdge;
+      Vector<From> square[kEdge] = {};
+      const From* first = from + j * from_pitch + i;
+#pragma GCC unroll 16
+      for (int l = 0; l < kEdge; ++l) {
+        if (l < square_columns) square[l] = load_some(first + l * from_pitch, square_rows);
+      }
+      transpose_square(square);
+      To* out = to + i * to_pitch + j;
+#pragma GCC unroll 16
+      for (int l = 0; l < kEdge; ++l) {
+        if (l < square_rows) store_some(out + l * to_pitch, square[l], square_columns);
+      }
+    }
+  }
+}
+
+// to[i*to_pitch + j] = from[i*row_stride + j*stride], widened.
+template <typename T>
+INVOLUTION_INLINE void copy_in(const T* from, int64_t row_stride, int64_t stride, Sum<T>* to,
+                               int64_t to_pitch, int64_t rows, int64_t columns) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; j += kLanes<T>) {
+        const T* first = from + i * row_stride + j;
+        store_some(to + i * to_pitch + j, load_some(first, columns - j), columns - j);
+      }
+    }
+  } else if (row_stride == 1 && rows > 1) {
+    copy_transposed(from, stride, to, to_pitch, rows, columns);
+  } else {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j)
+        to[i * to_pitch + j] = load_one(from + i * row_stride + j * stride);
+    }
+  }
+}
+
+// to[i*row_stride + j*stride] = from[i*from_pitch + j], narrowed.
+template <typename T>
+INVOLUTION_INLINE void copy_out(const Sum<T>* from, int64_t from_pitch, T* to, int64_t row_stride,
+                                int64_t stride, int64_t rows, int64_t columns) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; j += kLanes<T>) {
+        T* first = to + i * row_stride + j;
+        store_some(first, load_some(from + i * from_pitch + j, columns - j), columns - j);
+      }
+    }
+  } else if (row_stride == 1 && rows > 1) {
+    copy_transposed(from, from_pitch, to, stride, columns, rows);
+  } else {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) {
+        const Sum<T>* value = from + i * from_pitch + j;
+        store_lanes(to + i * row_stride + j * stride, load_lanes(value, 0, 1), 1);
+      }
+    }
+  }
+}
+
+}  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE
