@@ -51,7 +51,8 @@ void correlate_taps(const Correlation<T>& all, const Tap* taps, Sum<T>* sums, in
       for (int r = 0; r < kRows; ++r) value[r] = load(query + r * all.query_row);
 #pragma GCC unroll 8
       for (int t = 0; t < kTaps; ++t) {
-        const Vector<S> other = load(key[t] + offset);
+        Vector<S> other = load(key[t] + offset);
+        if constexpr (kRows > 1) keep_in_register(other);
 #pragma GCC unroll 2
         for (int r = 0; r < kRows; ++r) sum[r][t] += value[r] * other;
       }

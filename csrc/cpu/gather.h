@@ -67,7 +67,8 @@ INVOLUTION_INLINE void gather_stretch(const GatherRows<W, S>& rows, const Tap* t
     for (int c = 0; c < kChannels; ++c) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const Vector<S> value = load(source + v * L);
+        Vector<S> value = load(source + v * L);
+        if constexpr (kLast - kFirst > 1) keep_in_register(value);
 #pragma GCC unroll 2
         for (int r = kFirst; r < kLast; ++r) sums[r][c][v] += weight[r - kFirst][v] * value;
       }

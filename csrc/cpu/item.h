@@ -53,7 +53,14 @@ INVOLUTION_INLINE Item item_at(const Plan& plan, int64_t index) {
   return item;
 }
 
-// The slots of one row of the source, for every channel; elements outside the source are zero.
+// At least `count` zeros, of which there is room for `room`, at least a vector.
+template <typename S>
+INVOLUTION_INLINE void zero(S* to, int64_t count, int64_t room) {
+  constexpr int L = kLanes<S>;
+  for (int64_t i = 0; i < count; i += L) store(to + smaller(i, room - L), Vector<S>{});
+}
+
+// The slots of one row of the source, for every channel; elements outside of it are zero.
 template <typename T>
 INVOLUTION_INLINE void stage_row(const AxisPlan& width, const T* row, const ActivationStrides& strides,
                                  int64_t shift, int64_t channels, Sum<T>* staged, int64_t pitch) {
@@ -70,8 +77,8 @@ INVOLUTION_INLINE void stage_row(const AxisPlan& width, const T* row, const Acti
         position >= width.source ? inside : larger(inside, smaller(to_end, segment.count));
     Sum<T>* to = staged + segment.slot;
     for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t slot = 0; slot < inside; ++slot) to[c * pitch + slot] = 0;
-      for (int64_t slot = outside; slot < slots; ++slot) to[c * pitch + slot] = 0;
+      zero(to + c * pitch, inside, slots);
+      zero(to + c * pitch + outside, slots - outside, slots - outside);
     }
     if (inside == outside) continue;
     const T* from = row + (position + inside * width.step) * strides.space[kWidth];
@@ -98,9 +105,8 @@ void stage(const Plan& plan, const Item& item, const T* source, Sum<T>* staged) 
               height.segment[hs].position + item.tile[kHeight] * height.shift + hj * height.step;
           Sum<T>* row = staged + (plane + height.segment[hs].slot + hj) * width.slots;
           if (d < 0 || d >= depth.source || h < 0 || h >= height.source) {
-            for (int64_t c = 0; c < item.channels; ++c) {
-              for (int64_t slot = 0; slot < width.slots; ++slot) row[c * plan.channel_pitch + slot] = 0;
-            }
+            for (int64_t c = 0; c < item.channels; ++c)
+              zero(row + c * plan.channel_pitch, width.slots, width.slots);
           } else {
             stage_row(width, source + d * strides.space[kDepth] + h * strides.space[kHeight], strides,
                       item.tile[kWidth] * width.shift, item.channels, row, plan.channel_pitch);

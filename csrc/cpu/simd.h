@@ -68,6 +68,17 @@ INVOLUTION_INLINE To bits_as(const From& from) {
 
 INVOLUTION_INLINE Words broadcast(uint32_t value) { return value - Words{}; }
 
+// Keeps a loaded vector that is used twice in a register: GCC loads it again for each use, as operands of
+// arithmetic.
+template <typename V>
+INVOLUTION_INLINE void keep_in_register(V& value) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(value));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(value));
+#endif
+}
+
 // --- bfloat16 and float16, rounded to nearest, ties to even, as csrc/cuda/scalar.cuh does for one value
 // -----
 
