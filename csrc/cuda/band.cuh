@@ -48,16 +48,16 @@ __device__ __forceinline__ void stage_octets(T* tile, int plane_pitch, int row_p
     const int y = y0 + row;
     const int x = x0 + column;
     const bool row_inside = plane != nullptr && c < live && y >= 0 && y < size_y;
-    const int first = row_inside ? c * channel_stride + y * y_stride + x * x_stride : 0;
+    const T* first = plane + (row_inside ? c * channel_stride + y * y_stride + x * x_stride : 0);
     Octet<T> octet{};
     if (vector) {  // an octet is then inside as a whole, or not at all
-      if (row_inside && x >= 0 && x < size_x) octet = *as_octet(plane + first);
+      if (row_inside && x >= 0 && x < size_x) octet = *as_octet(first);
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const int xi = kPixels ? x : x + i;
         if (row_inside && xi >= 0 && xi < size_x) {
-          octet.value[i] = plane[first + i * (kPixels ? channel_stride : x_stride)];
+          octet.value[i] = *element(first, i * (kPixels ? channel_stride : x_stride));
         }
       }
     }
@@ -75,7 +75,7 @@ class BandValues {
  public:
   __device__ __forceinline__ BandValues(const Gather& gather, const BlockPosition& at, const T* weight, int y,
                                         int x)
-      : gather_(gather), depth_(at.depth), y_(y - gather.padding[kHeight]) {
+      : gather_(gather), depth_(at.depth), y_(y) {
     const WeightStrides& strides = gather.weight_strides;
     const int point_stride = static_cast<int>(strides.kernel[kWidth]);
     const int x_stride = static_cast<int>(strides.space[kWidth]);
@@ -100,33 +100,32 @@ class BandValues {
   // Goes to a slice of the kernel.
   __device__ __forceinline__ void start(int slice) {
     const WeightStrides& strides = gather_.weight_strides;
-    row_ = 0;
     if (!kMirrored) {
-      first_ = slice * static_cast<unsigned>(strides.kernel[kDepth]);
+      row_offset_ = slice * static_cast<unsigned>(strides.kernel[kDepth]);
       row_step_ = static_cast<unsigned>(strides.kernel[kHeight]);
       return;
     }
     // Unsigned, because positions outside may lead anywhere; they are not followed.
     const int z = depth_ + slice * gather_.dilation[kDepth] - gather_.padding[kDepth];
     rows_inside_ = z >= 0 && z < gather_.source[kDepth] ? gather_.source[kHeight] : 0;
-    first_ = static_cast<unsigned>(z) * static_cast<unsigned>(strides.space[kDepth]) +
-             static_cast<unsigned>(y_) * static_cast<unsigned>(strides.space[kHeight]) +
-             (gather_.kernel[kDepth] - 1 - slice) * static_cast<unsigned>(strides.kernel[kDepth]) +
-             (gather_.kernel[kHeight] - 1) * static_cast<unsigned>(strides.kernel[kHeight]);
+    reached_ = y_ - gather_.padding[kHeight];
+    row_offset_ = static_cast<unsigned>(z) * static_cast<unsigned>(strides.space[kDepth]) +
+                  reached_ * static_cast<unsigned>(strides.space[kHeight]) +
+                  (gather_.kernel[kDepth] - 1 - slice) * static_cast<unsigned>(strides.kernel[kDepth]) +
+                  (gather_.kernel[kHeight] - 1) * static_cast<unsigned>(strides.kernel[kHeight]);
     row_step_ = gather_.dilation[kHeight] * static_cast<unsigned>(strides.space[kHeight]) -
                 static_cast<unsigned>(strides.kernel[kHeight]);
   }
 
   // Begins to load the next row.
   __device__ __forceinline__ void load() {
-    unsigned row_offset = first_ + row_ * row_step_;
+    const bool inside = !kMirrored || reached_ < rows_inside_;
     if (kMirrored) {
-      const bool inside = static_cast<unsigned>(y_ + row_ * gather_.dilation[kHeight]) < rows_inside_;
       row_mask_ = inside ? 0xffff : 0;
-      if (!inside) row_offset = 0;
+      reached_ += gather_.dilation[kHeight];
     }
-    ++row_;
-    const T* row = element(plane_, static_cast<int>(row_offset));
+    const T* row = element(plane_, inside ? static_cast<int>(row_offset_) : 0);
+    row_offset_ += row_step_;
 #pragma unroll
     for (int m = 0; m < KW; ++m) values_[m] = element(row, offsets_[m])->bits;
   }
@@ -144,10 +143,10 @@ class BandValues {
   const Gather& gather_;
   const T* plane_;
   int depth_;
-  int y_;  // mirrored: of the row that the kernel's first reaches
-  int row_;
-  unsigned first_;
+  int y_;
+  unsigned row_offset_;  // of the row to load next, from plane_
   unsigned row_step_;
+  unsigned reached_;  // mirrored: the row of the source that it is for
   unsigned rows_inside_;
   unsigned row_mask_;
   unsigned masks_[KW];

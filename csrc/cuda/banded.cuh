@@ -17,7 +17,7 @@
 namespace involution {
 
 template <typename T, int KW, bool kPixels, bool kMirrored>
-__global__ void __launch_bounds__(kBandMostThreads, 2)
+__global__ void __launch_bounds__(kBandMostThreads, kMirrored ? 2 : kBandBlocks)
     banded_gather_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ source,
                          const T* __restrict__ weight, T* __restrict__ result) {
   using Layout = BandLayout<kPixels>;
@@ -77,7 +77,6 @@ __global__ void __launch_bounds__(kBandMostThreads, 2)
           gather.source[kHeight], gather.source[kWidth], thread, plan.threads);
       __syncthreads();
 
-      const T* x_of_row[kBandRunsOfWarp] = {x_rows[0], x_rows[1]};
 #pragma unroll 1  // unrolled, the loop copies registers
       for (int row = 0; row < rows; ++row) {
         band_values.store(band);
@@ -87,25 +86,27 @@ __global__ void __launch_bounds__(kBandMostThreads, 2)
         for (int r = 0; r < kBandRunsOfWarp; ++r) {
           uint32_t a[4], x[4];
           load_matrices<4, false>(a, a_row + r * Layout::kPatch);
-          load_matrices<4, kPixels>(x, x_of_row[r]);
+          load_matrices<4, kPixels>(x, x_rows[r]);
           multiply_add(sums[r][0], a, x[0], x[1], T{});
           multiply_add(sums[r][1], a, x[2], x[3], T{});
           if constexpr (kPixels) {  // columns 16 to 23
             uint32_t a_rest[2], x_rest[2];
             load_matrices<2, false>(a_rest, a_row + r * Layout::kPatch + 16);
-            load_matrices<2, true>(x_rest, x_of_row[r] + x_rest_row);
+            load_matrices<2, true>(x_rest, x_rows[r] + x_rest_row);
             multiply_add(sums[r][0], a_rest, x_rest[0], T{});
             multiply_add(sums[r][1], a_rest, x_rest[1], T{});
           } else {  // columns 16 to 31
             load_matrices<4, false>(a, a_row + r * Layout::kPatch + 16);
-            load_matrices<4, false>(x, x_of_row[r] + 16);
+            load_matrices<4, false>(x, x_rows[r] + 16);
             multiply_add(sums[r][0], a, x[0], x[1], T{});
             multiply_add(sums[r][1], a, x[2], x[3], T{});
           }
-          x_of_row[r] += row_step;
+          x_rows[r] += row_step;
         }
         __syncwarp();  // the patch has been read
       }
+#pragma unroll
+      for (int r = 0; r < kBandRunsOfWarp; ++r) x_rows[r] -= rows * row_step;
     }
 
 #pragma unroll
@@ -147,7 +148,7 @@ __device__ __forceinline__ void correlate(float (&sums)[BandLayout<kPixels>::kCo
 // Local correlation: the band of Y * X is one row of the kernel of a run, whole when it leaves the registers,
 // so that rows have nothing to carry but Y. All channels are staged at once; kOneStage says that they are 16.
 template <typename T, int KW, bool kPixels, bool kOneStage>
-__global__ void __launch_bounds__(kBandMostThreads, 2)
+__global__ void __launch_bounds__(kBandMostThreads, kBandBlocks)
     banded_correlation_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ query,
                               const T* __restrict__ key, T* __restrict__ weight) {
   using Layout = BandLayout<kPixels>;

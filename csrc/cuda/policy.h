@@ -46,6 +46,9 @@ constexpr int kVectorBytes = 16;
 // banks.
 constexpr int band_pitch(int columns) { return columns == 24 ? 24 : 40; }
 
+// Three blocks of 8 warps fit a multiprocessor's registers: each warp has one row of kernel values on its
+// way, and the more warps there are, the more of them.
 constexpr int kBandMostThreads = 256;
+constexpr int kBandBlocks = 3;
 
 }  // namespace involution
