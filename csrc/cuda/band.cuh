@@ -1,6 +1,7 @@
 // The parts of the banded kernels: 16-bit tiles in shared memory, and the band of kernel values.
 #pragma once
 
+#include "copy_async.cuh"
 #include "mma.cuh"
 #include "stage.cuh"
 
@@ -30,7 +31,8 @@ __device__ __forceinline__ Octet<T>* as_octet(T* to) {
 }
 
 // `channels` channels, of which the first `live` exist, of a `height` x `width` window of `plane`, like
-// stage_window, but in the tensor's own type. `width` is a multiple of 8, and so is x0 where `vector` is set.
+// stage_window, but in the tensor's own type; wait_for_copies() has to follow. `width` is a multiple of 8,
+// and so is x0 where `vector` is set.
 template <typename T, bool kPixels>
 __device__ __forceinline__ void stage_octets(T* tile, int plane_pitch, int row_pitch, const T* plane,
                                              const ActivationStrides& strides, bool vector, int channels,
@@ -49,10 +51,13 @@ __device__ __forceinline__ void stage_octets(T* tile, int plane_pitch, int row_p
     const int x = x0 + column;
     const bool row_inside = plane != nullptr && c < live && y >= 0 && y < size_y;
     const T* first = plane + (row_inside ? c * channel_stride + y * y_stride + x * x_stride : 0);
-    Octet<T> octet{};
+    T* place = tile + (kPixels ? row * row_pitch + column * plane_pitch + c
+                               : c * plane_pitch + row * row_pitch + column);
     if (vector) {  // an octet is then inside as a whole, or not at all
-      if (row_inside && x >= 0 && x < size_x) octet = *as_octet(first);
+      const bool inside = row_inside && x >= 0 && x < size_x;
+      copy_async(place, inside ? first : plane, inside);
     } else {
+      Octet<T> octet{};
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const int xi = kPixels ? x : x + i;
@@ -60,9 +65,8 @@ __device__ __forceinline__ void stage_octets(T* tile, int plane_pitch, int row_p
           octet.value[i] = *element(first, i * (kPixels ? channel_stride : x_stride));
         }
       }
+      *as_octet(place) = octet;
     }
-    *as_octet(tile + (kPixels ? row * row_pitch + column * plane_pitch + c
-                              : c * plane_pitch + row * row_pitch + column)) = octet;
   }
 }
 

@@ -17,7 +17,7 @@
 namespace involution {
 
 template <typename T, int KW, bool kPixels, bool kMirrored>
-__global__ void __launch_bounds__(kBandMostThreads, kMirrored ? 2 : kBandBlocks)
+__global__ void __launch_bounds__(kBandMostThreads, band_blocks(kMirrored))
     banded_gather_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ source,
                          const T* __restrict__ weight, T* __restrict__ result) {
   using Layout = BandLayout<kPixels>;
@@ -66,7 +66,6 @@ __global__ void __launch_bounds__(kBandMostThreads, kMirrored ? 2 : kBandBlocks)
       const int z =
           at.depth * gather.stride[kDepth] - gather.padding[kDepth] + slice * gather.dilation[kDepth];
       band_values.start(slice);
-      band_values.load();
       __syncthreads();  // the previous tile has been read
       stage_octets<T, kPixels>(
           halo, kPixels ? kPixelPitch : plan.plane_pitch, plan.halo_pitch,
@@ -75,6 +74,8 @@ __global__ void __launch_bounds__(kBandMostThreads, kMirrored ? 2 : kBandBlocks)
           at.y * gather.stride[kHeight] - gather.padding[kHeight],
           at.x - gather.padding[kWidth] - plan.band_phase, plan.halo_height, plan.halo_width,
           gather.source[kHeight], gather.source[kWidth], thread, plan.threads);
+      band_values.load();
+      wait_for_copies();
       __syncthreads();
 
 #pragma unroll 1  // unrolled, the loop copies registers
@@ -148,7 +149,7 @@ __device__ __forceinline__ void correlate(float (&sums)[BandLayout<kPixels>::kCo
 // Local correlation: the band of Y * X is one row of the kernel of a run, whole when it leaves the registers,
 // so that rows have nothing to carry but Y. All channels are staged at once; kOneStage says that they are 16.
 template <typename T, int KW, bool kPixels, bool kOneStage>
-__global__ void __launch_bounds__(kBandMostThreads, kBandBlocks)
+__global__ void __launch_bounds__(kBandMostThreads, band_blocks(false))
     banded_correlation_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ query,
                               const T* __restrict__ key, T* __restrict__ weight) {
   using Layout = BandLayout<kPixels>;
@@ -181,6 +182,7 @@ __global__ void __launch_bounds__(kBandMostThreads, kBandBlocks)
       at.y * gather.stride[kHeight] - gather.padding[kHeight],
       at.x - gather.padding[kWidth] - plan.band_phase, plan.halo_height, plan.halo_width,
       gather.source[kHeight], gather.source[kWidth], thread, plan.threads);
+  wait_for_copies();
   __syncthreads();
 
   // Of Y, matrices 0 to 3 are positions 0-7 and 8-15 of channels 0-7, then of channels 8-15; of X, columns

@@ -39,6 +39,8 @@ cudaError_t launch_kernel(Kernel kernel, unsigned grid, dim3 block, size_t share
 
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
+#include <vector>
 
 #include "cuda_on_host.h"
 

@@ -46,9 +46,15 @@ constexpr int kVectorBytes = 16;
 // banks.
 constexpr int band_pitch(int columns) { return columns == 24 ? 24 : 40; }
 
-// Three blocks of 8 warps fit a multiprocessor's registers: each warp has one row of kernel values on its
-// way, and the more warps there are, the more of them.
 constexpr int kBandMostThreads = 256;
-constexpr int kBandBlocks = 3;
+
+// Blocks for whose registers a multiprocessor has room: each warp has one row of kernel values on its way,
+// and the more warps there are, the more of them. Before compute capability 9.0, 80 registers are not enough
+// for some of these kernels, and nowhere for the transposed operation, with its masks.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int band_blocks(bool) { return 2; }
+#else
+constexpr int band_blocks(bool mirrored) { return mirrored ? 2 : 3; }
+#endif
 
 }  // namespace involution
