@@ -40,7 +40,8 @@ def test_linked_files_exist():
 
 
 def test_install_variables_are_read():
-    sources = "".join(path.read_text("utf-8") for path in [ROOT / "setup.py", *(ROOT / "tools").glob("*.py")])
+    files = [ROOT / "setup.py", *(ROOT / "tools").glob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]
+    sources = "".join(path.read_text("utf-8") for path in files)
     table = README.split("## Install options")[1].split("## ")[0]
     for variable in set(re.findall(r"^\| `([A-Z_]+)", table, re.M)) - {"MAX_JOBS"}:  # torch reads that one
         assert variable in sources, f"the README's {variable} is read nowhere"
