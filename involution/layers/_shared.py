@@ -106,3 +106,10 @@ def softmax_over_points(scores: Tensor) -> Tensor:
 def per_axis_text(values: Sequence[int]) -> str:
     """One number where all are the same, and all of them otherwise."""
     return str(values[0]) if len(set(values)) == 1 else str(tuple(values))
+
+
+def pad_argument(front: Sequence[int], behind: Sequence[int]) -> list[int] | None:
+    """What ``torch.nn.functional.pad`` takes, last axis first; None where there is nothing to do."""
+    if not any(front) and not any(behind):
+        return None
+    return [amount for pair in zip(reversed(front), reversed(behind), strict=True) for amount in pair]

@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _arguments, functional
-from ._shared import AVERAGE_POOLS, RELU, ActivationLayer, NormLayer, check_map, per_axis_text
+from .. import _arguments, autograd
+from ._shared import AVERAGE_POOLS, RELU, ActivationLayer, NormLayer, check_map, pad_argument, per_axis_text
 from .kernel_branch import KernelBranch, KernelNormalizer, factory_arguments
-
-_OPERATIONS = {1: functional.involution1d, 2: functional.involution2d, 3: functional.involution3d}
 
 
 class _Involution(KernelBranch):
@@ -63,7 +61,7 @@ class _Involution(KernelBranch):
             # What remains of a block at the end is averaged alone, so that every size has its ceil(In / stride).
             self.pool = pool(self.stride, self.stride, ceil_mode=True, count_include_pad=False)
         self._window = window._replace(stride=self.stride)
-        self._centres = _pad_argument(
+        self._centres = pad_argument(
             [ours - centred for ours, centred in zip(window.padding, same.padding, strict=True)],
             [ours - centred for ours, centred in zip(window.padding_end, same.padding_end, strict=True)],
         )
@@ -87,18 +85,9 @@ class _Involution(KernelBranch):
             _arguments.output_size(input.shape[2:], self._window, "input")  # before cropping fails on it
             centres = F.pad(input, self._centres)
         kernels = self.kernels(centres if self.pool is None else self.pool(centres))
-        return self._involve(self.values(input, kernels), kernels)
-
-    def _involve(self, values: Tensor, kernels: Tensor) -> Tensor:
-        involve = _OPERATIONS[self.axes]
-        front, behind = self._window.padding, self._window.padding_end
-        if front == behind:
-            return involve(values, kernels, self.stride, front, self.dilation)
-        if self.pool is None:
-            return involve(values, kernels, 1, "same", self.dilation)
-        # An even kernel with a stride: the operation pads both sides alike, so the odd zero comes beforehand.
-        odd = _pad_argument([0] * self.axes, [b - f for f, b in zip(front, behind, strict=True)])
-        return involve(F.pad(values, odd or []), kernels, self.stride, front, self.dilation)
+        # The kernels fix the output size, so an odd zero of the padding, at the end, needs no mention.
+        window = (self.stride, self._window.padding, self.dilation)
+        return autograd.involve(self.values(input, kernels), kernels, *window)
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
@@ -201,10 +190,3 @@ class Involution3d(_Involution):
     """
 
     axes = 3
-
-
-def _pad_argument(front: Sequence[int], behind: Sequence[int]) -> list[int] | None:
-    """What ``torch.nn.functional.pad`` takes, last axis first; None where there is nothing to do."""
-    if not any(front) and not any(behind):
-        return None
-    return [amount for pair in zip(reversed(front), reversed(behind), strict=True) for amount in pair]
