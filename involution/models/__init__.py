@@ -2,6 +2,7 @@
 
 from .checkpoints import CheckpointError, LoadReport, from_checkpoint, load_checkpoint, save_official
 from .official import from_official, to_official
+from .pyramid import FeaturePyramid
 from .rednet import RedNet
 from .registry import (
     create_model,
@@ -16,6 +17,7 @@ from .registry import (
 
 __all__ = [
     "CheckpointError",
+    "FeaturePyramid",
     "LoadReport",
     "RedNet",
     "create_model",
