@@ -56,7 +56,7 @@ def build(name: str, pretrained: bool = False, **arguments: Any) -> RedNet:
         )
     for unused in _UNUSED:
         arguments.pop(unused, None)
-    model = create_model(name, **{_NAMES.get(key, key): value for key, value in arguments.items()})
+    model: Any = create_model(name, **{_NAMES.get(key, key): value for key, value in arguments.items()})
     if name in default_cfgs:
         model.pretrained_cfg = model.default_cfg = {**_CONFIGURATION, "architecture": name}
     features = [
