@@ -1,7 +1,7 @@
 """Involution in the place of an existing network's convolutions, by one call, on handwritten digits.
 
-Run `python examples/convert.py` where involution is installed with its extra `demo`: a small residual network is trained
-as it is, then with its 3x3 convolutions replaced. It takes some seconds on a CPU.
+Run `python examples/convert.py` where involution is installed with its extra `demo`: a small residual network is
+trained as it is, then with its 3x3 convolutions replaced. It takes some seconds on a CPU.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
     epochs = parser.parse_args().epochs
 
     torch.manual_seed(0)

@@ -66,10 +66,11 @@ def convert(
 ) -> Conversion:
     """Replaces a network's 3x3 convolutions by involution, as RedNet is made from ResNet (CVPR 2021, section 4.1).
 
-    A replacement has the convolution's channels, stride and dilation, and gives an output of the same size: its padding
-    grows with its kernel. Where input and output channels differ, it projects the input by a 1x1 convolution first.
-    It starts untrained, so train the network again, and it has no bias of its output, which a norm behind it has. Parameters are on the device and of the dtype of the convolution's,
-    and a convolution that is shared becomes an involution that is shared.
+    A replacement has the convolution's channels, stride and dilation, and gives an output of the same size: its
+    padding grows with its kernel. Where input and output channels differ, it first projects the input by a 1x1
+    convolution. It starts untrained, so train the network again, and it has no bias of its output, which a norm behind
+    it has. Parameters are on the device and of the dtype of the convolution's, and a convolution that is shared becomes
+    an involution that is shared.
 
     These are left, and the report says why: convolutions of another size; with groups, because mixing no channels is
     another job than involution's; with a padding that is not zeros; with fewer input channels than one group has, of
