@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 import involution
-from involution import autograd
+from involution import _library
 
 from . import environment, results, timing
 from .cases import BATCHES, DTYPES, LAYOUTS, OPERATIONS, Case, Tensors, make_tensors, select
@@ -54,10 +54,10 @@ def call_of(operation: str, case: Case, t: Tensors) -> Callable[[], Tensor]:
     """The operator as its public functions and derivatives call it."""
     window = (case.stride, case.padding, case.dilation)
     if operation == "forward":
-        return lambda: autograd.involve(t.x, t.w, *window)
+        return lambda: _library.involution(t.x, t.w, *window)
     if operation == "input_gradient":
-        return lambda: autograd.transpose(t.y, t.w, case.input_size, *window)
-    return lambda: autograd.correlate(t.y, t.x, case.kernel_size, case.groups, *window)
+        return lambda: _library.involution_transpose(t.y, t.w, case.input_size, *window)
+    return lambda: _library.local_correlation(t.y, t.x, case.kernel_size, case.groups, *window)
 
 
 def eager_calls(operation: str, case: Case, t: Tensors) -> tuple[Callable[[], Any], Callable[[], Any]]:

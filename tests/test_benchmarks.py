@@ -28,7 +28,7 @@ from benchmarks import (
     sass,
     timing,
 )
-from involution import autograd
+from involution import _library
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -138,8 +138,8 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, dict]:
 
 
 def test_a_wrong_operator_gets_no_time(tmp_path, monkeypatch, capsys):
-    right = autograd.involve
-    monkeypatch.setattr(autograd, "involve", lambda *arguments: right(*arguments) * 1.01)
+    right = _library.involution
+    monkeypatch.setattr(_library, "involution", lambda *arguments: right(*arguments) * 1.01)
     code, document = run(tmp_path, "--rivals")
     by_operation = {row["operation"]: row for row in document["results"]}
     assert code == 1

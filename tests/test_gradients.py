@@ -14,9 +14,9 @@ from involution import autograd
 EACH_OPERATION = pytest.mark.parametrize("operation", cases.OPERATIONS)
 EACH_AXES = pytest.mark.parametrize("axes", [1, 2, 3])
 FUNCTIONS = {
-    "involution": autograd.involve,
-    "involution_transpose": autograd.transpose,
-    "local_correlation": autograd.correlate,
+    "involution": torch.ops.involution.involution.default,
+    "involution_transpose": torch.ops.involution.involution_transpose.default,
+    "local_correlation": torch.ops.involution.local_correlation.default,
 }
 
 
