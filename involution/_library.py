@@ -77,11 +77,16 @@ def _warn_of_reference_on_cuda() -> None:
 def _by_reference(operation: str) -> Callable[..., Tensor]:
     function = getattr(reference, operation)
 
-    def kernel(first: Tensor, *arguments: Any) -> Tensor:
+    def kernel(first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+        if first.dtype != second.dtype:
+            raise TypeError(
+                f"{operation} needs tensors of one dtype, but they are {first.dtype} and {second.dtype}."
+            )
         if first.is_cuda:
             _warn_of_reference_on_cuda()
         # The same storage format as the kernels give, whatever the formula's own.
-        return _empty_result(operation, first, *arguments).copy_(function(first, *arguments))
+        result = _empty_result(operation, first, second, *arguments)
+        return result.copy_(function(first, second, *arguments))
 
     return kernel
 

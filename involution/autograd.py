@@ -83,7 +83,7 @@ def _correlation_gradients(
     )
 
 
-_GRADIENTS = {
+_GRADIENTS: dict[str, Callable[..., Gradients]] = {
     "involution": _involution_gradients,
     "involution_transpose": _transpose_gradients,
     "local_correlation": _correlation_gradients,
