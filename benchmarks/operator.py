@@ -11,14 +11,15 @@ kernel    median time of a call on the device, with operands and result not in t
 GB/s      the bytes that an ideal implementation moves, each tensor once, over that time
 of copy   the time of a copy that moves as many bytes, measured in the same run, over that time
 warm      the same operands again and again: in the cache as far as they fit. Not the headline
-host      what an eager call costs the calling thread on a GPU, without and with gradients: for ``forward``
-          the call on tensors that need none and on tensors that need them; for a gradient the bare operation,
-          and the whole ``torch.autograd.grad`` call
+host      what an eager call costs the calling thread, without and with gradients: for ``forward`` the call on
+          tensors that need none and on tensors that need them; for a gradient the bare operation, and the whole
+          ``torch.autograd.grad`` call. On a CPU, where a call returns when its work is done, that of the
+          smallest problem with the same kernel: one position of one channel
 rivals    their time over ours: above 1 we are faster. ``depthwise`` computes something else, a convolution of
           the same size with static kernels, for comparison
 
-A time marked ~ is noisy: the fastest sample took less than two thirds of the median. On a CPU a call returns
-when it is done, so host time is not separate. Results go to benchmarks/results as JSON.
+A time marked ~ is noisy: the fastest sample took less than two thirds of the median. Results go to
+benchmarks/results as JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor
 
 import involution
-from involution import autograd
+from involution import _library
 
 from . import environment, results, timing
 from .cases import BATCHES, DTYPES, LAYOUTS, OPERATIONS, Case, Tensors, make_tensors, select
@@ -54,10 +55,10 @@ def call_of(operation: str, case: Case, t: Tensors) -> Callable[[], Tensor]:
     """The operator as its public functions and derivatives call it."""
     window = (case.stride, case.padding, case.dilation)
     if operation == "forward":
-        return lambda: autograd.involve(t.x, t.w, *window)
+        return lambda: _library.involution(t.x, t.w, *window)
     if operation == "input_gradient":
-        return lambda: autograd.transpose(t.y, t.w, case.input_size, *window)
-    return lambda: autograd.correlate(t.y, t.x, case.kernel_size, case.groups, *window)
+        return lambda: _library.involution_transpose(t.y, t.w, case.input_size, *window)
+    return lambda: _library.local_correlation(t.y, t.x, case.kernel_size, case.groups, *window)
 
 
 def eager_calls(operation: str, case: Case, t: Tensors) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -71,6 +72,11 @@ def eager_calls(operation: str, case: Case, t: Tensors) -> tuple[Callable[[], An
         output = function(x, w, **window)
     wanted = x if operation == "input_gradient" else w
     return call_of(operation, case, t), lambda: torch.autograd.grad(output, wanted, t.y, retain_graph=True)
+
+
+def smallest(case: Case) -> Case:
+    """The same kernel on one position of one channel: a call of it is overhead alone."""
+    return replace(case, batch=1, channels=1, group_width=1, input_size=(1,) * case.axes)
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,14 @@ class Bench:
         )
         if self.device.type == "cuda":
             bare, recorded = eager_calls(operation, case, operands)
-            row["host_us"] = _microseconds(timing.host_time(bare, self.device))
-            with torch.enable_grad():
-                row["host_grad_us"] = _microseconds(timing.host_time(recorded, self.device))
+        else:
+            least = smallest(case)
+            bare, recorded = eager_calls(
+                operation, least, make_tensors(least, DTYPES[dtype], layout, self.device)
+            )
+        row["host_us"] = timing.host_time(bare, self.device) * 1e6
+        with torch.enable_grad():
+            row["host_grad_us"] = timing.host_time(recorded, self.device) * 1e6
         for rival in self.rivals:
             row["rivals"][rival.name] = self._rival(rival, operation, case, layout, operands, cold.seconds)
         return row
@@ -189,10 +200,6 @@ class Bench:
         }
 
 
-def _microseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1e6
-
-
 def _noise(median: float, fastest: float) -> str:
     return "~" if fastest < NOISY * median else ""
 
@@ -202,7 +209,7 @@ def describe(row: dict[str, Any]) -> str:
     head = f"  {row['operation']:<16}{row['dtype']:<10}{row['layout']:<17}"
     if row["refused"]:
         return f"{head}REFUSED: {row['refused']}"
-    host = "-" if row["host_us"] is None else f"{row['host_us']:.1f}/{row['host_grad_us']:.1f}"
+    host = f"{row['host_us']:.1f}/{row['host_grad_us']:.1f}"
     noise = _noise(row["kernel_us"], row["fastest_us"])
     text = f"{head}{row['kernel_us']:>10.1f}{noise:1}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
     text += f"{row['warm_us']:>11.1f}{host:>13}  "

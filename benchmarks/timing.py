@@ -106,19 +106,22 @@ def _wall_clock(calls: Sequence[Call], effort: Effort) -> Measurement:
     return _measurement(samples, "wall clock")
 
 
-def host_time(call: Call, device: torch.device, rounds: int = 5, calls: int = 50) -> float | None:
-    """What a call costs the calling thread, which does not wait for the GPU; None on a CPU, where it does."""
-    if device.type != "cuda":
-        return None
+def host_time(call: Call, device: torch.device, rounds: int = 5, calls: int = 50) -> float:
+    """What a call costs the calling thread, in seconds. It does not wait for a GPU; on a CPU it does the work."""
     samples = []
     for _ in range(rounds + 1):
-        torch.cuda.synchronize()  # the launch queue is empty, and has room for all the calls
+        _wait(device)  # the launch queue is empty, and has room for all the calls
         start = time.perf_counter()
         for _ in range(calls):
             call()
         samples.append((time.perf_counter() - start) / calls)
-    torch.cuda.synchronize()
+    _wait(device)
     return statistics.median(samples[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 class CopyRoof:

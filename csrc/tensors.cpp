@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include <c10/util/SmallVector.h>
+
 #include <algorithm>
 
 namespace involution {
@@ -33,18 +35,23 @@ WeightStrides weight_strides(const at::Tensor& tensor, int64_t axes) {
   return strides;
 }
 
+// Not a permuted view: autograd refuses to change a custom operator's view in place.
 at::Tensor empty_in_order(at::IntArrayRef sizes, size_t leading, bool channels_last,
                           const at::TensorOptions& options) {
   if (!channels_last) return at::empty(sizes, options);
-  // Axes 1 .. leading - 1 (channels, or groups and kernel points) move behind the spatial ones.
-  std::vector<int64_t> memory_order{sizes[0]};
-  memory_order.insert(memory_order.end(), sizes.begin() + leading, sizes.end());
-  memory_order.insert(memory_order.end(), sizes.begin() + 1, sizes.begin() + leading);
-  const size_t spatial = sizes.size() - leading;
-  std::vector<int64_t> axes{0};
-  for (size_t axis = 1; axis < leading; ++axis) axes.push_back(static_cast<int64_t>(spatial + axis));
-  for (size_t axis = 1; axis <= spatial; ++axis) axes.push_back(static_cast<int64_t>(axis));
-  return at::empty(memory_order, options).permute(axes);
+  // From the innermost axis outwards: 1 .. leading - 1 (channels, or groups and kernel points), then space.
+  c10::DimVector strides(sizes.size(), 0);
+  int64_t stride = 1;
+  const auto place = [&](size_t begin, size_t end) {
+    for (size_t axis = end; axis-- > begin;) {
+      strides[axis] = stride;
+      stride *= std::max<int64_t>(1, sizes[axis]);
+    }
+  };
+  place(1, leading);
+  place(leading, sizes.size());
+  place(0, 1);
+  return at::empty_strided(sizes, strides, options);
 }
 
 }  // namespace
@@ -55,16 +62,16 @@ bool is_channels_last(const at::Tensor& activation) {
 
 at::Tensor empty_activation(int64_t batch, int64_t channels, at::IntArrayRef space, bool channels_last,
                             const at::TensorOptions& options) {
-  std::vector<int64_t> sizes{batch, channels};
-  sizes.insert(sizes.end(), space.begin(), space.end());
+  c10::DimVector sizes{batch, channels};
+  sizes.append(space.begin(), space.end());
   return empty_in_order(sizes, 2, channels_last, options);
 }
 
 at::Tensor empty_weight(int64_t batch, int64_t groups, at::IntArrayRef kernel_size, at::IntArrayRef space,
                         bool channels_last, const at::TensorOptions& options) {
-  std::vector<int64_t> sizes{batch, groups};
-  sizes.insert(sizes.end(), kernel_size.begin(), kernel_size.end());
-  sizes.insert(sizes.end(), space.begin(), space.end());
+  c10::DimVector sizes{batch, groups};
+  sizes.append(kernel_size.begin(), kernel_size.end());
+  sizes.append(space.begin(), space.end());
   return empty_in_order(sizes, 2 + kernel_size.size(), channels_last, options);
 }
 

@@ -1,15 +1,22 @@
 """What the public functions accept: one place that completes arguments and explains wrong ones.
 
 Every check raises before anything is computed, in a sentence that names the offending values.
+
+``involution_window``, ``transpose_window`` and ``correlation_window`` complete and check everything but the tensors'
+types. They depend on numbers alone, and a network asks the same few questions over and over, so what they answered
+is remembered: an eager call takes less time than its checks would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Sizes = Sequence[int]  # the shape of a tensor
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -75,42 +82,51 @@ def complete_window(
     return Window(kernel_size, strides, front, behind, dilations)
 
 
-def check_pair(
-    axes: int, first: Tensor, first_name: str, second: Tensor, second_name: str, second_dims: int
-) -> None:
-    """Two floating-point tensors of one dtype, device and batch size, with the dimensions they must have."""
+def check_tensors(first: Tensor, first_name: str, second: Tensor, second_name: str) -> None:
+    """Two floating-point tensors of one dtype and device. Under autocast, dtypes are made one later."""
     for tensor, name in ((first, first_name), (second, second_name)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}.")
-    if first.dim() != axes + 2:
-        raise ValueError(
-            f"{first_name} must be (batch, channels, {_axis_names(axes)}) with {axes + 2} dimensions, "
-            f"but its shape is {_shape(first)}."
-        )
-    if second.dim() != second_dims:
-        layout = (
-            "(batch, channels, {0})" if second_dims == axes + 2 else "(batch, groups, kernel {0}, output {0})"
-        )
-        raise ValueError(
-            f"{second_name} must be {layout.format(_axis_names(axes))} with {second_dims} dimensions, "
-            f"but its shape is {_shape(second)}."
-        )
-    if first.dtype != second.dtype:
+    dtype = first.dtype
+    if dtype is not second.dtype and not _under_autocast(first.device.type):
         raise TypeError(
-            f"{first_name} and {second_name} must have one dtype, but they are {first.dtype} and {second.dtype}."
+            f"{first_name} and {second_name} must have one dtype, but they are {dtype} and {second.dtype}."
         )
-    if first.dtype not in DTYPES:
+    if dtype not in DTYPES:
         raise TypeError(
-            f"{first_name} and {second_name} must be float64, float32, float16 or bfloat16, not {first.dtype}."
+            f"{first_name} and {second_name} must be float64, float32, float16 or bfloat16, not {dtype}."
         )
     if first.device != second.device:
         raise ValueError(
             f"{first_name} and {second_name} must be on one device, but they are on {first.device} and {second.device}."
         )
-    if first.shape[0] != second.shape[0]:
+
+
+def _under_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _check_shapes(
+    axes: int, first: Sizes, first_name: str, second: Sizes, second_name: str, second_dims: int
+) -> None:
+    """The dimensions that two tensors must have, and one batch size."""
+    if len(first) != axes + 2:
         raise ValueError(
-            f"{first_name} and {second_name} must have one batch size, but it is {first.shape[0]} in {first_name} "
-            f"of shape {_shape(first)} and {second.shape[0]} in {second_name} of shape {_shape(second)}."
+            f"{first_name} must be (batch, channels, {_axis_names(axes)}) with {axes + 2} dimensions, "
+            f"but its shape is {tuple(first)}."
+        )
+    if len(second) != second_dims:
+        layout = (
+            "(batch, channels, {0})" if second_dims == axes + 2 else "(batch, groups, kernel {0}, output {0})"
+        )
+        raise ValueError(
+            f"{second_name} must be {layout.format(_axis_names(axes))} with {second_dims} dimensions, "
+            f"but its shape is {tuple(second)}."
+        )
+    if first[0] != second[0]:
+        raise ValueError(
+            f"{first_name} and {second_name} must have one batch size, but it is {first[0]} in {first_name} "
+            f"of shape {tuple(first)} and {second[0]} in {second_name} of shape {tuple(second)}."
         )
 
 
@@ -180,21 +196,101 @@ def transposed_size(
     return tuple(sizes)
 
 
-def check_space(tensor: Tensor, name: str, expected: Sequence[int], why: str) -> None:
-    """The last axes of a tensor are the expected ones; states the whole shape that was expected."""
+def check_space(shape: Sizes, name: str, expected: Sequence[int], why: str) -> None:
+    """The last axes of a shape are the expected ones; states the whole shape that was expected."""
     axes = len(expected)
-    if tuple(tensor.shape[-axes:]) != tuple(expected):
-        shape = (*tensor.shape[:-axes], *expected)
-        raise ValueError(f"{name} must have shape {_tuple(shape)}, {why}, but its shape is {_shape(tensor)}.")
+    if tuple(shape[-axes:]) != tuple(expected):
+        whole = (*shape[:-axes], *expected)
+        raise ValueError(f"{name} must have shape {whole}, {why}, but its shape is {tuple(shape)}.")
 
 
 def _axis_names(axes: int) -> str:
     return ", ".join(("depth", "height", "width")[-axes:]) if axes > 1 else "length"
 
 
-def _tuple(sizes: Sequence[int]) -> str:
-    return str(tuple(sizes))
+Answer = TypeVar("Answer")
 
 
-def _shape(tensor: Tensor) -> str:
-    return _tuple(tensor.shape)
+def _is_plain(value: object) -> bool:
+    """Whether a value equals none of another kind that would be refused, as True equals 1."""
+    kind = type(value)
+    return kind is int or kind is str or (kind is tuple and set(map(type, value)) == {int})  # type: ignore[call-overload]
+
+
+def _remembered(check: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Asks once for the same number of axes, two shapes, and sizes."""
+    known = functools.lru_cache(maxsize=1024)(check)
+
+    @functools.wraps(check)
+    def answer(axes: int, first: Sizes, second: Sizes, *sizes: Any) -> Answer:
+        if not torch.compiler.is_compiling() and all(map(_is_plain, sizes)):
+            try:
+                return known(axes, first, second, *sizes)
+            except TypeError:  # symbolic sizes cannot be hashed
+                pass
+        return check(axes, first, second, *sizes)
+
+    return answer
+
+
+@_remembered
+def involution_window(
+    axes: int,
+    input: Sizes,
+    weight: Sizes,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+) -> Window:
+    """The window of an involution of tensors of these shapes."""
+    _check_shapes(axes, input, "input", weight, "weight", 2 * axes + 2)
+    check_groups(input[1], weight[1], "input")
+    check_kernel_size(weight[2 : 2 + axes], "weight")
+    window = complete_window(axes, weight[2 : 2 + axes], stride, padding, dilation)
+    expected = output_size(input[2:], window, "input")
+    check_space(weight, "weight", expected, "one kernel for each output position")
+    return window
+
+
+@_remembered
+def transpose_window(
+    axes: int,
+    input: Sizes,
+    weight: Sizes,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    output_padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+) -> tuple[Window, tuple[int, ...]]:
+    """The window of a transposed involution of tensors of these shapes, and the spatial size of its result."""
+    _check_shapes(axes, input, "input", weight, "weight", 2 * axes + 2)
+    check_groups(input[1], weight[1], "input")
+    check_kernel_size(weight[2 : 2 + axes], "weight")
+    window = complete_window(axes, weight[2 : 2 + axes], stride, padding, dilation)
+    check_space(weight, "weight", input[2:], "one kernel for each input position")
+    return window, transposed_size(input[2:], window, output_padding)
+
+
+@_remembered
+def correlation_window(
+    axes: int,
+    query: Sizes,
+    key: Sizes,
+    kernel_size: int | Sequence[int],
+    groups: int,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+) -> Window:
+    """The window of a local correlation of tensors of these shapes."""
+    _check_shapes(axes, query, "query", key, "key", axes + 2)
+    if query[1] != key[1]:
+        raise ValueError(
+            f"query and key must have the same channels, but query has {query[1]} and key {key[1]}."
+        )
+    check_groups(query[1], groups, "query")
+    sizes = per_axis(kernel_size, axes, "kernel_size", 1)
+    window = complete_window(axes, sizes, stride, padding, dilation)
+    expected = output_size(key[2:], window, "key")
+    check_space(query, "query", expected, "one position for each window of key")
+    return window

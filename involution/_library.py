@@ -1,8 +1,9 @@
 """The dispatcher operators ``torch.ops.involution.*``: their registrations other than the compiled kernels.
 
-The compiled extension defines the operators and registers their CPU and CUDA kernels. Everything that lacks a
-kernel, which is every device where nothing was compiled, takes the definition in plain PyTorch. Autograd,
-vmap and fake (meta) implementations are registered by ``involution.autograd`` and here, so that the
+The compiled extension defines the operators and registers their CPU and CUDA kernels, their derivatives and what
+they do under autocast. Everything that lacks a kernel, which is every device where nothing was compiled, takes the
+definition in plain PyTorch; without the extension, derivatives and autocast come from ``involution.autograd`` and
+``involution._autocast``. The vmap and fake (meta) implementations are registered here in either case, so that the
 operators are complete for torch.compile, torch.export and callers that use them directly.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _flops, reference
+from . import _autocast, _flops, autograd, reference
 from ._build_info import build_info, load_extension, rebuild_command
 
 NAMESPACE = "involution"
@@ -40,9 +41,12 @@ def _empty(sizes: Sequence[int], leading: int, channels_last: bool, like: Tensor
     """An uninitialised tensor whose axes 1 to ``leading`` - 1 are innermost in memory if channels_last."""
     if not channels_last:
         return like.new_empty(sizes)
-    axes = range(len(sizes))
-    order = [0, *axes[leading:], *axes[1:leading]]
-    return like.new_empty([sizes[axis] for axis in order]).permute([order.index(axis) for axis in axes])
+    strides = [0] * len(sizes)
+    stride = 1
+    for axis in (*range(leading - 1, 0, -1), *range(len(sizes) - 1, leading - 1, -1), 0):
+        strides[axis] = stride
+        stride *= max(1, sizes[axis])
+    return like.new_empty_strided(sizes, strides)
 
 
 def _empty_result(operation: str, first: Tensor, *arguments: Any) -> Tensor:
@@ -73,17 +77,39 @@ def _warn_of_reference_on_cuda() -> None:
 def _by_reference(operation: str) -> Callable[..., Tensor]:
     function = getattr(reference, operation)
 
-    def kernel(first: Tensor, *arguments: Any) -> Tensor:
+    def kernel(first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+        if first.dtype != second.dtype:
+            raise TypeError(
+                f"{operation} needs tensors of one dtype, but they are {first.dtype} and {second.dtype}."
+            )
         if first.is_cuda:
             _warn_of_reference_on_cuda()
         # The same storage format as the kernels give, whatever the formula's own.
-        return _empty_result(operation, first, *arguments).copy_(function(first, *arguments))
+        result = _empty_result(operation, first, second, *arguments)
+        return result.copy_(function(first, second, *arguments))
 
     return kernel
 
 
+def _vmap_rule(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    """The mapped axis joins the batch, over which the operations are maps anyway."""
+
+    def fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+        mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return mapped.reshape(size * mapped.shape[1], *mapped.shape[2:])
+
+    def rule(info: Any, in_dims: tuple, first: Tensor, second: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        size = info.batch_size
+        folded = (fold(first, in_dims[0], size), fold(second, in_dims[1], size))
+        result = operator(*folded, *arguments)
+        return result.reshape(size, result.shape[0] // size, *result.shape[1:]), 0
+
+    return rule
+
+
 def _register() -> None:
-    if not load_extension():
+    compiled = load_extension()
+    if not compiled:
         definition = torch.library.Library(NAMESPACE, "DEF")
         _LIBRARIES.append(definition)
         for schema in SCHEMAS:
@@ -91,9 +117,14 @@ def _register() -> None:
     implementation = torch.library.Library(NAMESPACE, "IMPL")
     _LIBRARIES.append(implementation)
     for operation in ("involution", "involution_transpose", "local_correlation"):
+        name = f"{NAMESPACE}::{operation}"
         implementation.impl(operation, _by_reference(operation), "CompositeExplicitAutograd")
-        fake = functools.partial(_empty_result, operation)
-        torch.library.register_fake(f"{NAMESPACE}::{operation}", fake, lib=implementation)
+        torch.library.register_fake(name, functools.partial(_empty_result, operation), lib=implementation)
+        operator = getattr(torch.ops.involution, operation).default
+        torch.library.register_vmap(name, _vmap_rule(operator), lib=implementation)
+    if not compiled:
+        autograd.register(implementation)
+        _autocast.register(implementation)
 
 
 _LIBRARIES: list[torch.library.Library] = []  # a registration lives as long as its library

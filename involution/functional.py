@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _arguments, autograd
+from . import _arguments, _library
 
 __all__ = [
     "involution1d",
@@ -44,14 +44,9 @@ Size = int | Sequence[int]
 def _involution(
     axes: int, input: Tensor, weight: Tensor, stride: Size, padding: Size | str, dilation: Size
 ) -> Tensor:
-    _arguments.check_pair(axes, input, "input", weight, "weight", 2 * axes + 2)
-    _arguments.check_groups(input.shape[1], weight.shape[1], "input")
-    kernel_size = weight.shape[2 : 2 + axes]
-    _arguments.check_kernel_size(kernel_size, "weight")
-    window = _arguments.complete_window(axes, kernel_size, stride, padding, dilation)
-    expected = _arguments.output_size(input.shape[2:], window, "input")
-    _arguments.check_space(weight, "weight", expected, "one kernel for each output position")
-    return autograd.involve(input, weight, window.stride, window.padding, window.dilation)
+    _arguments.check_tensors(input, "input", weight, "weight")
+    window = _arguments.involution_window(axes, input.shape, weight.shape, stride, padding, dilation)
+    return _library.involution(input, weight, window.stride, window.padding, window.dilation)
 
 
 def _involution_transpose(
@@ -63,14 +58,11 @@ def _involution_transpose(
     output_padding: Size,
     dilation: Size,
 ) -> Tensor:
-    _arguments.check_pair(axes, input, "input", weight, "weight", 2 * axes + 2)
-    _arguments.check_groups(input.shape[1], weight.shape[1], "input")
-    kernel_size = weight.shape[2 : 2 + axes]
-    _arguments.check_kernel_size(kernel_size, "weight")
-    window = _arguments.complete_window(axes, kernel_size, stride, padding, dilation)
-    _arguments.check_space(weight, "weight", input.shape[2:], "one kernel for each input position")
-    size = _arguments.transposed_size(input.shape[2:], window, output_padding)
-    return autograd.transpose(input, weight, size, window.stride, window.padding, window.dilation)
+    _arguments.check_tensors(input, "input", weight, "weight")
+    window, size = _arguments.transpose_window(
+        axes, input.shape, weight.shape, stride, padding, output_padding, dilation
+    )
+    return _library.involution_transpose(input, weight, size, window.stride, window.padding, window.dilation)
 
 
 def _local_correlation(
@@ -83,17 +75,13 @@ def _local_correlation(
     padding: Size | str,
     dilation: Size,
 ) -> Tensor:
-    _arguments.check_pair(axes, query, "query", key, "key", axes + 2)
-    if query.shape[1] != key.shape[1]:
-        raise ValueError(
-            f"query and key must have the same channels, but query has {query.shape[1]} and key {key.shape[1]}."
-        )
-    _arguments.check_groups(query.shape[1], groups, "query")
-    sizes = _arguments.per_axis(kernel_size, axes, "kernel_size", 1)
-    window = _arguments.complete_window(axes, sizes, stride, padding, dilation)
-    expected = _arguments.output_size(key.shape[2:], window, "key")
-    _arguments.check_space(query, "query", expected, "one position for each window of key")
-    return autograd.correlate(query, key, sizes, groups, window.stride, window.padding, window.dilation)
+    _arguments.check_tensors(query, "query", key, "key")
+    window = _arguments.correlation_window(
+        axes, query.shape, key.shape, kernel_size, groups, stride, padding, dilation
+    )
+    return _library.local_correlation(
+        query, key, window.kernel_size, groups, window.stride, window.padding, window.dilation
+    )
 
 
 def involution1d(

@@ -120,6 +120,35 @@ def test_one_integer_in_a_sequence_serves_every_axis() -> None:
     torch.testing.assert_close(involution2d(X, W, padding=[1, 1]), involution2d(X, W, padding=1))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": True},
+        {"stride": (1, True)},
+        {"stride": (1, 1.0)},
+        {"dilation": (True, 1)},
+        {"padding": [1.0]},
+    ],
+)
+def test_what_is_remembered_of_right_arguments_excuses_no_wrong_ones(options) -> None:
+    """True and 1.0 equal 1, with which the same call has just been answered."""
+    for sizes in (1, (1, 1)):
+        involution2d(X, W, stride=sizes, padding=sizes, dilation=sizes)
+    with pytest.raises(TypeError, match=r"must (hold|be an) integer"):
+        involution2d(X, W, **{"padding": 1, **options})
+
+
+def test_answers_belong_to_their_shapes() -> None:
+    """The same arguments are right for one pair of shapes and wrong for another, in either order."""
+    for _ in range(2):
+        assert involution2d(X, W, padding=1).shape == X.shape
+        with pytest.raises(ValueError, match="weight must have shape"):
+            involution2d(X[..., :5], W, padding=1)
+        assert local_correlation2d(Q, X, 3, 2, padding=1).shape == (2, 2, 3, 3, 6, 6)
+        with pytest.raises(ValueError, match="divided into 3 groups"):
+            local_correlation2d(Q, X, 3, 3, padding=1)
+
+
 def test_every_public_function_is_here() -> None:
     tested = {function.__name__ for function, *_ in BAD}
     assert tested == set(involution.functional.__all__)

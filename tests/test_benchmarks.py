@@ -28,7 +28,7 @@ from benchmarks import (
     sass,
     timing,
 )
-from involution import autograd
+from involution import _library
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -138,8 +138,8 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, dict]:
 
 
 def test_a_wrong_operator_gets_no_time(tmp_path, monkeypatch, capsys):
-    right = autograd.involve
-    monkeypatch.setattr(autograd, "involve", lambda *arguments: right(*arguments) * 1.01)
+    right = _library.involution
+    monkeypatch.setattr(_library, "involution", lambda *arguments: right(*arguments) * 1.01)
     code, document = run(tmp_path, "--rivals")
     by_operation = {row["operation"]: row for row in document["results"]}
     assert code == 1
@@ -203,7 +203,7 @@ def test_a_quick_run(record):
     for row in rows:
         assert row["gb_per_s"] == pytest.approx(row["ideal_bytes"] / row["kernel_us"] * 1e-3)
         assert row["copy_share"] == pytest.approx(row["copy_us"] / row["kernel_us"])
-        assert row["host_us"] is None  # on a CPU the call is the work
+        assert 0 < row["host_us"] and 0 < row["host_grad_us"]
         unfold = row["rivals"]["unfold"]
         assert unfold["ratio"] == pytest.approx(unfold["us"] / row["kernel_us"])
     assert {"torch", "commit", "cold", "clocks_after"} <= document["environment"].keys()
@@ -338,11 +338,18 @@ def test_what_cannot_be_captured_is_timed_by_itself(fake_cuda, monkeypatch):
     assert (measured.method, measured.seconds) == ("events", pytest.approx(1e-3))
 
 
-def test_host_time_is_per_call(fake_cuda):
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_host_time_is_per_call(fake_cuda, device):
     seen: list[int] = []
-    seconds = timing.host_time(lambda: seen.append(0), torch.device("cuda"), rounds=2, calls=10)
+    seconds = timing.host_time(lambda: seen.append(0), torch.device(device), rounds=2, calls=10)
     assert len(seen) == 30 and 0 < seconds < 1e-3
-    assert timing.host_time(lambda: None, CPU) is None
+
+
+def test_the_smallest_problem_has_the_same_kernel():
+    case = replace(SMALL, kernel_size=(3, 5), strides=2)
+    least = operator.smallest(case)
+    assert (least.kernel_size, least.stride) == (case.kernel_size, case.stride)
+    assert (least.input_shape, least.output_shape) == ((1, 1, 1, 1), (1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("operation", cases.OPERATIONS)

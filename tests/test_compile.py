@@ -70,6 +70,38 @@ def test_compile_all_operations(axes: int) -> None:
     torch.testing.assert_close(torch.autograd.grad(compiled(x), x), torch.autograd.grad(composed(x), x))
 
 
+def test_compiled_autograd() -> None:
+    """The backward pass, too, as torch.compile captures it when it starts within a compiled step."""
+    torch._dynamo.reset()
+    x = torch.randn(2, 4, 5, 6, requires_grad=True)
+    w = torch.randn(2, 2, 3, 3, 5, 6, requires_grad=True)
+
+    def step() -> None:
+        involution.involution2d(x, w, padding=1).square().sum().backward()
+
+    step()
+    expected, x.grad, w.grad = (x.grad, w.grad), None, None
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(step, backend="aot_eager")()
+    torch.testing.assert_close((x.grad, w.grad), expected)
+
+
+@pytest.mark.parametrize("operation", cases.OPERATIONS)
+def test_symbolic_sizes_without_dynamo(operation: str) -> None:
+    """make_fx calls the public functions with sizes that are symbols, of which nothing can be remembered."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        if operation == "local_correlation":
+            return involution.local_correlation2d(x, x, 3, 2, padding=1)
+        return getattr(involution, f"{operation}2d")(x, w, padding=1)
+
+    graph = make_fx(function, tracing_mode="symbolic")(torch.randn(2, 4, 5, 6), torch.randn(2, 2, 3, 3, 5, 6))
+    for batch, height, width in ((2, 5, 6), (3, 8, 7)):
+        operands = torch.randn(batch, 4, height, width), torch.randn(batch, 2, 3, 3, height, width)
+        torch.testing.assert_close(graph(*operands), function(*operands))
+
+
 def test_transforms_under_compile() -> None:
     """A tangent or a functional gradient through a compiled function is right, never a silent zero."""
     torch._dynamo.reset()

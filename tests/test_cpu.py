@@ -150,10 +150,17 @@ def test_the_operators_tests_pass_on_every_instruction_set(capability: str, sele
 
 @native
 @pytest.mark.parametrize(
-    "selection", ["test_operations.py", "test_gradients.py -k not 3", "test_compile.py -k opcheck or meta"]
+    "selection",
+    [
+        "test_operations.py",
+        "test_gradients.py -k not 3",
+        "test_compile.py -k opcheck or meta or transforms",
+        "test_bad_input.py",
+        "test_autocast.py -k not training and not compile",
+    ],
 )
-def test_the_operators_tests_pass_on_the_reference(selection: str) -> None:
-    rerun(selection, plugin="reference_on_cpu")
+def test_the_operators_tests_pass_without_the_extension(selection: str) -> None:
+    rerun(selection, plugin="without_extension")
 
 
 @native

@@ -121,10 +121,9 @@ class AttentionModule(nn.Module):
         query, key = self.query(features), self.key(features)
         scores = local_correlation2d(query, key, self.kernel_size, self.groups, padding="same")
         scores = scores * (query.shape[1] // self.groups) ** -0.5
-        prior = self._prior(kernel_points).to(scores.dtype)
+        prior = self._prior(kernel_points)
         weights = softmax_over_points(scores.flatten(2, 3) + prior[:, :, None, None])
-        # Autocast runs a softmax in float32, but the operation takes one dtype.
-        return weights.to(scores.dtype).unflatten(2, self.kernel_size)
+        return weights.unflatten(2, self.kernel_size)
 
     def _prior(self, kernel_points: Tensor) -> Tensor:
         """``(G, prod(K))``: what the convolution's kernel points say of each group and point."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _arguments, autograd
+from .. import _arguments, _library
 from ._shared import AVERAGE_POOLS, RELU, ActivationLayer, NormLayer, check_map, pad_argument, per_axis_text
 from .kernel_branch import KernelBranch, KernelNormalizer, factory_arguments
 
@@ -87,7 +87,7 @@ class _Involution(KernelBranch):
         kernels = self.kernels(centres if self.pool is None else self.pool(centres))
         # The kernels fix the output size, so an odd zero of the padding, at the end, needs no mention.
         window = (self.stride, self._window.padding, self.dilation)
-        return autograd.involve(self.values(input, kernels), kernels, *window)
+        return _library.involution(self.values(input), kernels, *window)
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _arguments, autograd
+from .. import _arguments, _library
 from ._shared import RELU, ActivationLayer, NormLayer, check_map, per_axis_text
 from .kernel_branch import KernelBranch, KernelNormalizer, factory_arguments
 
@@ -95,9 +95,9 @@ class _InvolutionTranspose(KernelBranch):
         """
         check_map(input, "input", self.channels, self.axes)
         kernels = self.kernels(input)
-        values = self.values(input, kernels)
+        values = self.values(input)
         window = (self.stride, self._window.padding, self.dilation)
-        return autograd.transpose(values, kernels, self._output_size(input.shape[2:]), *window)
+        return _library.involution_transpose(values, kernels, self._output_size(input.shape[2:]), *window)
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""

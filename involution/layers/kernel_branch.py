@@ -117,8 +117,7 @@ class KernelBranch(nn.Module):
                 f"kernel_normalizer must keep the shape of its argument, {tuple(points.shape)}, but it returned "
                 f"{tuple(normalised.shape)}."
             )
-        # Autocast runs some normalisers in float32, but the operation takes one dtype.
-        return normalised.to(spanned.dtype).unflatten(2, self.kernel_size)
+        return normalised.unflatten(2, self.kernel_size)
 
     def _normalise(self, points: Tensor) -> Tensor:
         if isinstance(self.kernel_normalizer, str):
@@ -126,10 +125,9 @@ class KernelBranch(nn.Module):
         assert self.kernel_normalizer is not None
         return self.kernel_normalizer(points)
 
-    def values(self, input: Tensor, kernels: Tensor) -> Tensor:
-        """What the kernels weigh, in their dtype: under autocast the input may still have another."""
-        values = input if self.project is None else self.project(input)
-        return values.to(kernels.dtype)
+    def values(self, input: Tensor) -> Tensor:
+        """``(B, out_channels, *In)``: what the kernels weigh."""
+        return input if self.project is None else self.project(input)
 
     def _repr_parts(self) -> list[str]:
         parts = [str(self.channels)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _arguments, autograd
+from .. import _arguments, _library
 from ._shared import CONVOLUTIONS, check_count, check_map, per_axis_text, softmax_over_points
 from .kernel_branch import factory_arguments
 
@@ -88,9 +88,9 @@ class _LocalAttention(nn.Module):
         key, value = self.key(input), self.value(input)
         # The queries fix the output size, so an odd zero of the padding, at the end, needs no mention.
         window = (self.stride, self._window.padding, self.dilation)
-        scores = autograd.correlate(query, key, self.kernel_size, self.num_heads, *window)
-        weights = self._weights(scores, input.shape[2:]).to(value.dtype)
-        return self.project(autograd.involve(value, weights, *window))
+        scores = _library.local_correlation(query, key, self.kernel_size, self.num_heads, *window)
+        weights = self._weights(scores, input.shape[2:])
+        return self.project(_library.involution(value, weights, *window))
 
     def _weights(self, scores: Tensor, size: Sequence[int]) -> Tensor:
         """``(B, heads, *K, *Out)``: the softmax over the points of a neighbourhood that lie in the map."""
