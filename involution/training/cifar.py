@@ -107,7 +107,9 @@ def _read_python(file: Path, layout: Layout) -> tuple[Tensor, list[int]]:
     data = content.get(b"data") if isinstance(content, dict) else None
     labels = content.get(layout.label_key) if isinstance(content, dict) else None
     if not isinstance(data, _Array) or not isinstance(labels, list):
-        raise DataError(f"{file} must hold a dictionary with an array 'data' and a list {layout.label_key.decode()!r}.")
+        raise DataError(
+            f"{file} must hold a dictionary with an array 'data' and a list {layout.label_key.decode()!r}."
+        )
     images = data.tensor(file)
     if images.shape != (len(labels), PIXELS) or not labels:
         raise DataError(
@@ -120,7 +122,9 @@ def _read_python(file: Path, layout: Layout) -> tuple[Tensor, list[int]]:
 def _checked_labels(labels: list, layout: Layout, file: Path) -> list[int]:
     for label in labels:
         if type(label) is not int or not 0 <= label < layout.classes:
-            raise DataError(f"{file} has the label {label!r}, but labels are integers from 0 to {layout.classes - 1}.")
+            raise DataError(
+                f"{file} has the label {label!r}, but labels are integers from 0 to {layout.classes - 1}."
+            )
     return labels
 
 
@@ -168,26 +172,36 @@ class _Array:
             raise DataError(f"{file} holds an array whose description is incomplete.") from error
         name = getattr(kind, "name", None)
         if name not in (b"u1", "u1") or not isinstance(data, bytes) or len(data) != size.numel() or not data:
-            raise DataError(f"{file} must hold an array of uint8, with one byte for each of its {size.numel()} values.")
+            raise DataError(
+                f"{file} must hold an array of uint8, with one byte for each of its {size.numel()} values."
+            )
         values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return values.view(*reversed(size)).permute(*reversed(range(len(size)))) if by_columns else values.view(size)
+        return (
+            values.view(*reversed(size)).permute(*reversed(range(len(size))))
+            if by_columns
+            else values.view(size)
+        )
+
+
+# The names of NumPy that the files refer to (_core: as later versions of NumPy call it).
+_KNOWN = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+}
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the three names of NumPy that the files refer to, and executes nothing of NumPy for them."""
-
-    KNOWN = {
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Type,
-    }
+    """Knows the few names that the files refer to, and executes nothing of NumPy for them."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self.KNOWN[module, name]
+            return _KNOWN[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which CIFAR's files do not") from None
+            raise pickle.UnpicklingError(
+                f"it refers to {module}.{name}, which CIFAR's files do not"
+            ) from None
 
 
 def load_pickle(file: Path) -> Any:

@@ -34,7 +34,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         elif kind is list:
             parser.add_argument(flag, type=float, nargs="+", metavar="VALUE", **common)
         else:
-            parser.add_argument(flag, type=_reader(kind, entry.metadata["optional"]), metavar=kind.__name__, **common)
+            parser.add_argument(
+                flag, type=_reader(kind, entry.metadata["optional"]), metavar=kind.__name__, **common
+            )
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

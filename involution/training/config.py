@@ -56,7 +56,10 @@ class Config:
         None, "3 (colour) or 1 (grey) for folders of images; 3 unless given", kind=int, optional=True
     )
     mean: list[float] | None = option(
-        None, "mean of each channel, of values from 0 to 1; the data's own unless given", kind=list, optional=True
+        None,
+        "mean of each channel, of values from 0 to 1; the data's own unless given",
+        kind=list,
+        optional=True,
     )
     std: list[float] | None = option(
         None, "standard deviation of each channel; the data's own unless given", kind=list, optional=True
@@ -65,9 +68,14 @@ class Config:
         None, "mirror half the training images; on unless given, off for digits", kind=bool, optional=True
     )
     crop_padding: int | None = option(
-        None, "zeros around digits and CIFAR before a random crop; 1 and 4 unless given", kind=int, optional=True
+        None,
+        "zeros around digits and CIFAR before a random crop; 1 and 4 unless given",
+        kind=int,
+        optional=True,
     )
-    crop_scale: float = option(0.08, "smallest share of an image's area that a random resized crop takes", kind=float)
+    crop_scale: float = option(
+        0.08, "smallest share of an image's area that a random resized crop takes", kind=float
+    )
     workers: int | None = option(
         None, "processes that load images; by default none for digits and CIFAR", kind=int, optional=True
     )
@@ -108,14 +116,16 @@ class Config:
     precision: str = option(
         "float32", "float32, or mixed precision", kind=str, choices=("float32", "bfloat16", "float16")
     )
-    channels_last: bool = option(False, "channels_last storage", kind=bool)
+    channels_last: bool = option(True, "channels_last storage", kind=bool)
     compile: bool = option(False, "torch.compile the model", kind=bool)
     sync_batch_norm: bool = option(False, "batch norm over all processes (CUDA)", kind=bool)
     deterministic: bool = option(False, "repeat bit by bit on CUDA, too, where it is slower", kind=bool)
     seed: int = option(0, "of everything random", kind=int)
 
     # What it leaves behind
-    output: str | None = option(None, "folder of the run; by default a new one in runs/", kind=str, optional=True)
+    output: str | None = option(
+        None, "folder of the run; by default a new one in runs/", kind=str, optional=True
+    )
     tensorboard: bool = option(False, "log for TensorBoard, too", kind=bool)
     plot: bool = option(True, "draw the curves at the end", kind=bool)
 
@@ -188,7 +198,9 @@ def read_options(name_or_path: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"The configuration {str(name_or_path)!r} is not valid JSON: {error}.") from error
     if not isinstance(options, dict):
-        raise ConfigError(f"The configuration {str(name_or_path)!r} must be a JSON object, not {options!r:.60}.")
+        raise ConfigError(
+            f"The configuration {str(name_or_path)!r} must be a JSON object, not {options!r:.60}."
+        )
     return options
 
 

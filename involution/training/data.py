@@ -16,7 +16,7 @@ from .cifar import load_cifar
 from .config import Config, ConfigError
 from .digits import load_digits
 from .folder import load_folder
-from .images import BadImage, BadImageError, DataError, Images, TensorImages
+from .images import BadImage, BadImageError, Images, TensorImages
 from .transforms import (
     Compose,
     Normalize,
@@ -30,7 +30,7 @@ from .transforms import (
 # Of ImageNet's training images, in the order red, green, blue; the usual values for photographs.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 GREY_MEAN, GREY_STD = [0.449], [0.226]
-REPLACEMENTS = 100  # how many unreadable images in a row mean that nothing can be read
+REPLACEMENTS = 100  # how many images in a row are tried in place of one that cannot be read
 
 Key = tuple[int, int]  # epoch and index: what decides how an image looks
 
@@ -84,7 +84,7 @@ def load_data(config: Config) -> Data:
         channels, size = config.channels or 3, config.image_size or 224
         train, test, classes = load_folder(str(config.data_path), channels)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
-        shape = (channels, size, size)
+        height = width = size
         changes: list[Transform] = [RandomResizedCrop(size, (config.crop_scale, 1.0))]
         plain: list[Transform] = [ResizeAndCenterCrop(size, round(size * 256 / 224))]
     else:
@@ -95,7 +95,7 @@ def load_data(config: Config) -> Data:
             in_memory = load_cifar(config.data, str(config.data_path))
         train, test, classes = in_memory
         mean, std = in_memory[0].statistics()
-        channels, *_ = shape = tuple(in_memory[0].images.shape[1:])
+        channels, height, width = in_memory[0].images.shape[1:]
         padding = config.crop_padding
         if padding is None:
             padding = 1 if config.data == "digits" else 4
@@ -115,7 +115,7 @@ def load_data(config: Config) -> Data:
         test,
         classes,
         channels,
-        (shape[1], shape[2]),
+        (height, width),
         mean,
         std,
         Compose([*changes, normalize]),
@@ -160,7 +160,7 @@ class PreparedImages(Dataset):
             try:
                 image = self.images.read(index)
             except BadImageError as error:
-                bad.append(BadImage(getattr(self.images, "files", {index: str(index)})[index], str(error)))
+                bad.append(BadImage(error.name, str(error)))
                 index = (index + 1) % len(self.images)
                 continue
             generator = random.Random(f"{self.seed}/{epoch}/{index}")
@@ -173,7 +173,9 @@ def collate(items: list[tuple[Tensor | None, int, list[BadImage]]]) -> Batch:
     images = [image for image, _, _ in items if image is not None]
     labels = [label for image, label, _ in items if image is not None]
     bad = [name for _, _, names in items for name in names]
-    return Batch(torch.stack(images) if images else torch.empty(0), torch.tensor(labels, dtype=torch.long), bad)
+    return Batch(
+        torch.stack(images) if images else torch.empty(0), torch.tensor(labels, dtype=torch.long), bad
+    )
 
 
 class TrainingOrder(Sampler[list[Key]]):
@@ -199,14 +201,18 @@ class TrainingOrder(Sampler[list[Key]]):
         ConfigError: the images of a step cannot be shared evenly, or there are too few.
     """
 
-    def __init__(self, length: int, batch_size: int, accumulate: int, rank: int, processes: int, seed: int) -> None:
+    def __init__(
+        self, length: int, batch_size: int, accumulate: int, rank: int, processes: int, seed: int
+    ) -> None:
         if batch_size % (processes * accumulate):
             raise ConfigError(
                 f"The option 'batch_size' ({batch_size}) must be a multiple of the {processes} process(es) times "
                 f"'accumulate' ({accumulate})."
             )
         if length < batch_size:
-            raise ConfigError(f"The option 'batch_size' ({batch_size}) is more than the {length} training images.")
+            raise ConfigError(
+                f"The option 'batch_size' ({batch_size}) is more than the {length} training images."
+            )
         self.length = length
         self.batch_size = batch_size
         self.piece = batch_size // (processes * accumulate)
@@ -246,7 +252,12 @@ class TestOrder(Sampler[list[Key]]):
 
 
 def make_loader(
-    images: Images, transform: Transform, order: Sampler[list[Key]], config: Config, train: bool, pin: bool = False
+    images: Images,
+    transform: Transform,
+    order: Sampler[list[Key]],
+    config: Config,
+    train: bool,
+    pin: bool = False,
 ) -> DataLoader:
     """A loader of :class:`Batch`.
 
@@ -282,13 +293,10 @@ def readable(batches: Iterable[Batch], on_bad_image: str, skipped: dict[str, str
         skipped: gets the name of each bad image, and the reason.
 
     Raises:
-        BadImageError: there is a bad image and they are not to be skipped, or nothing can be read.
+        BadImageError: there is a bad image, and they are not to be skipped.
     """
     for batch in batches:
         if batch.bad and on_bad_image == "stop":
             raise BadImageError(f"{batch.bad[0].reason} To leave out such images, give --on-bad-image skip.")
-        if len(batch.bad) >= REPLACEMENTS and not len(batch.labels):
-            raise DataError(f"No image can be read; the first was {batch.bad[0].name}: {batch.bad[0].reason}")
         skipped.update({bad.name: bad.reason for bad in batch.bad})
-        if len(batch.labels):
-            yield batch
+        yield batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,12 @@ class Processes:
         dist.broadcast_object_list(values, device=self.device)
         return values[0]
 
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Gives all processes the first one's values, such as the running statistics of its norms."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, with gradients averaged over the processes where there are several."""
         if self.size == 1:
@@ -81,7 +87,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RuntimeError("The device is to be cuda, but this torch sees no CUDA device; give --device cpu or auto.")
+        raise RuntimeError(
+            "The device is to be cuda, but this torch sees no CUDA device; give --device cpu or auto."
+        )
     if local_rank >= torch.cuda.device_count():
         raise RuntimeError(
             f"Process {local_rank} of this machine has no GPU of its own: there are {torch.cuda.device_count()}."

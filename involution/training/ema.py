@@ -37,7 +37,9 @@ class ExponentialMovingAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         averages: list[Tensor] = []
         values: list[Tensor] = []
-        for average, value in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
+        for average, value in zip(
+            self.module.state_dict().values(), model.state_dict().values(), strict=True
+        ):
             if average.is_floating_point():
                 averages.append(average)
                 values.append(value)

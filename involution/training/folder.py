@@ -58,8 +58,15 @@ class FolderImages:
             with PIL.Image.open(file) as image:
                 return image.convert(self.mode)
         # pillow's decoders raise all of these on damaged files
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, PIL.Image.DecompressionBombError) as error:
-            raise BadImageError(f"The image {file} cannot be read: {error}.") from error
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            IndexError,
+            PIL.Image.DecompressionBombError,
+        ) as error:
+            raise BadImageError(f"The image {file} cannot be read: {error}.", file) from error
 
 
 def _images_below(folder: Path) -> list[str]:
@@ -70,7 +77,9 @@ def _images_below(folder: Path) -> list[str]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def load_folder(path: str | Path, channels: int = 3) -> tuple[FolderImages, FolderImages, list[str]]:

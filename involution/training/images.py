@@ -12,7 +12,16 @@ if TYPE_CHECKING:
 
 
 class BadImageError(ValueError):
-    """An image cannot be read; the message has its name and the reason."""
+    """An image cannot be read.
+
+    Args:
+        message: says which, and why.
+        name: of the image alone.
+    """
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class DataError(ValueError):
@@ -29,7 +38,10 @@ class BadImage(NamedTuple):
 class Images(Protocol):
     """Labelled images of one part (training or test) of some data."""
 
-    labels: Sequence[int]
+    @property
+    def labels(self) -> Sequence[int]:
+        """The class numbers."""
+        ...
 
     def __len__(self) -> int:
         """How many there are."""

@@ -25,7 +25,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool = Fa
     Returns:
         Groups for an optimiser; empty ones are left out.
     """
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spared = parameter.ndim <= 1 or name.rpartition(".")[2].endswith("bias")

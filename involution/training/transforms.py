@@ -25,6 +25,7 @@ class Compose:
         self.transforms = list(transforms)
 
     def __call__(self, image: Any, generator: random.Random) -> Any:
+        """The image, transformed."""
         for transform in self.transforms:
             image = transform(image, generator)
         return image
@@ -46,8 +47,9 @@ class RandomResizedCrop:
         self.scale = scale
         self.ratio = ratio
 
-    def box(self, width: int, height: int, generator: random.Random) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of the part."""
+    def box(self, size: tuple[int, int], generator: random.Random) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the part of a picture of this width and height."""
+        width, height = size
         for _ in range(10):
             area = width * height * generator.uniform(*self.scale)
             ratio = math.exp(generator.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
@@ -62,9 +64,10 @@ class RandomResizedCrop:
         return left, top, left + w, top + h
 
     def __call__(self, image: Any, generator: random.Random) -> Any:
+        """The image, transformed."""
         from PIL.Image import Resampling
 
-        box = self.box(*image.size, generator)
+        box = self.box(image.size, generator)
         return image.resize((self.size, self.size), Resampling.BILINEAR, box)
 
 
@@ -81,6 +84,7 @@ class ResizeAndCenterCrop:
         self.short_side = short_side
 
     def __call__(self, image: Any, generator: random.Random) -> Any:
+        """The image, transformed."""
         from PIL.Image import Resampling
 
         width, height = image.size
@@ -95,6 +99,7 @@ class RandomFlip:
     """Mirrors half the images, left to right."""
 
     def __call__(self, image: Any, generator: random.Random) -> Any:
+        """The image, transformed."""
         if generator.random() < 0.5:
             return image
         if isinstance(image, Tensor):
@@ -115,6 +120,7 @@ class RandomCrop:
         self.padding = padding
 
     def __call__(self, image: Tensor, generator: random.Random) -> Tensor:
+        """The image, transformed."""
         height, width = image.shape[1:]
         top, left = (generator.randint(0, 2 * self.padding) for _ in range(2))
         return F.pad(image, [self.padding] * 4)[:, top : top + height, left : left + width]
@@ -133,6 +139,7 @@ class Normalize:
         self.std = torch.tensor(std)[:, None, None]
 
     def __call__(self, image: Any, generator: random.Random) -> Tensor:
+        """The image, transformed."""
         if not isinstance(image, Tensor):
             width, height = image.size
             pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
