@@ -88,11 +88,11 @@ class Config:
     model_arguments: dict[str, Any] = option({}, "more arguments of the model, as JSON", kind=dict)
 
     # Optimisation
-    epochs: int = option(30, "passes over the training images", kind=int)
+    epochs: int = option(25, "passes over the training images", kind=int)
     batch_size: int = option(64, "images in a step, over all processes and accumulated batches", kind=int)
     accumulate: int = option(1, "batches, one after the other, whose gradients make a step", kind=int)
     optimizer: str = option("adamw", "the optimiser", kind=str, choices=("sgd", "adamw"))
-    lr: float = option(3e-3, "learning rate at its peak", kind=float)
+    lr: float = option(6e-3, "learning rate at its peak", kind=float)
     min_lr: float = option(0.0, "learning rate at the end", kind=float)
     warmup_epochs: float = option(2.0, "epochs in which the learning rate rises to its cosine", kind=float)
     warmup_factor: float = option(0.01, "what it begins with, as a share", kind=float)
@@ -218,8 +218,8 @@ def _checked(entry: dataclasses.Field, value: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value, fits = float(value), True
     if kind is list and isinstance(value, list | tuple):
-        value = [float(v) for v in value if isinstance(v, int | float) and not isinstance(v, bool)] or value
-        fits = isinstance(value, list) and all(isinstance(v, float) for v in value)
+        fits = bool(value) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        value = [float(v) for v in value] if fits else value
     if not fits:
         expected = {list: "a list of numbers", dict: "a JSON object"}.get(kind, f"of type {kind.__name__}")
         or_none = " or null" if optional else ""

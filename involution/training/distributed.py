@@ -60,6 +60,11 @@ class Processes:
         dist.broadcast_object_list(values, device=self.device)
         return values[0]
 
+    def wait(self) -> None:
+        """Waits until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Gives all processes the first one's values, such as the running statistics of its norms."""
         if self.size > 1:

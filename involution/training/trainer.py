@@ -172,6 +172,7 @@ class _Run:
         accuracy = [row["test_accuracy"] for row in state.history]
         if self.config.plot and self.group.main:
             draw_curves(state.history, self.path / runs.CURVES, f"{self.config.model} on {self.config.data}")
+        self.group.wait()
         self._say(
             f"Test accuracy {100 * accuracy[-1]:.2f}% after {duration(time.monotonic() - began)}. In {self.path}: "
             + ", ".join(sorted(entry.name for entry in self.path.iterdir()))
@@ -194,13 +195,13 @@ class _Run:
 
     def _save(self) -> None:
         content = self.state.content(str(self.path))
-        if not self.group.main:
-            return
-        history = self.state.history
-        if all(history[-1]["test_accuracy"] > row["test_accuracy"] for row in history[:-1]):
-            save_checkpoint(self.path / runs.BEST, content)
-        write_csv(self.path / runs.LOG, history)
-        save_checkpoint(self.path / runs.LAST, content)  # last: what is not in it will be done again
+        if self.group.main:
+            history = self.state.history
+            if all(history[-1]["test_accuracy"] > row["test_accuracy"] for row in history[:-1]):
+                save_checkpoint(self.path / runs.BEST, content)
+            write_csv(self.path / runs.LOG, history)
+            save_checkpoint(self.path / runs.LAST, content)  # last: what is not in it will be done again
+        self.group.wait()  # who goes on from a checkpoint must find this one
 
     def _one_epoch(self) -> Row:
         began, title = time.monotonic(), f"epoch {self.state.epoch + 1}"
