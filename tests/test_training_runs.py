@@ -22,6 +22,7 @@ from involution.evaluate import confusion_table, evaluate, worst_confusions
 from involution.training import (
     BadImageError,
     CheckpointError,
+    Config,
     ConfigError,
     DataError,
     NonFiniteError,
@@ -31,6 +32,7 @@ from involution.training import (
 )
 from involution.training import runs as run_files
 from involution.training import state as state_module
+from involution.training.distributed import processor_threads
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = {
@@ -104,6 +106,16 @@ def test_a_seed_decides_a_run(data, tmp_path):
     ]
     assert curve(runs[0]) == curve(runs[1])
     assert curve(runs[0]) != curve(runs[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"), [({"threads": 2}, 2), ({}, 1), ({"data": "cifar10", "data_path": "x"}, 3)]
+)
+def test_threads_are_set_and_set_back(settings, expected):
+    torch.set_num_threads(3)
+    with processor_threads(Config(**settings)):
+        assert torch.get_num_threads() == expected
+    assert torch.get_num_threads() == 3
 
 
 def test_a_folder_is_not_used_twice(data, run):

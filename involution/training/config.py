@@ -113,6 +113,9 @@ class Config:
 
     # How it runs
     device: str = option("auto", "where to compute", kind=str, choices=("auto", "cpu", "cuda"))
+    threads: int | None = option(
+        None, "processor threads; by default 1 for digits, elsewhere torch's choice", kind=int, optional=True
+    )
     precision: str = option(
         "float32", "float32, or mixed precision", kind=str, choices=("float32", "bfloat16", "float16")
     )
@@ -237,6 +240,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "crop_padding": (0, math.inf, True, False),
     "crop_scale": (0, 1, False, True),
     "workers": (0, math.inf, True, False),
+    "threads": (1, math.inf, True, False),
     "epochs": (1, math.inf, True, False),
     "batch_size": (1, math.inf, True, False),
     "accumulate": (1, math.inf, True, False),

@@ -17,7 +17,7 @@ from . import runs
 from .checkpoint import read_checkpoint, save_checkpoint
 from .config import Config, ConfigError, from_mapping
 from .data import REPLACEMENTS, Batch, TestOrder, TrainingOrder, load_data, make_loader, readable
-from .distributed import Processes, processes
+from .distributed import Processes, processes, processor_threads
 from .evaluation import evaluate_model
 from .images import DataError
 from .log import Row, TensorBoard, require_tensorboard, write_csv
@@ -76,7 +76,7 @@ def train(
         chosen = config if isinstance(config, Config) else from_mapping(config or {})
     else:
         chosen = _resumed_config(resume, config or {})
-    with processes(chosen.device) as group:
+    with processor_threads(chosen), processes(chosen.device) as group:
         return _Run(chosen, resume is not None, group, progress).train()
 
 
