@@ -6,11 +6,12 @@ torchvision and timm have it; 25,557,032 parameters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCKS = {50: (3, 4, 6, 3)}
-PARAMETERS = {50: 25_557_032}
+PARAMETERS = 25_557_032
 
 
 class Bottleneck(nn.Module):
@@ -41,18 +42,18 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A 7x7 stem, four stages of bottlenecks, average pooling, a linear head."""
 
-    def __init__(self, depth: int = 50, num_classes: int = 1000) -> None:
+    def __init__(self, blocks: Sequence[int] = (3, 4, 6, 3), num_classes: int = 1000) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs, stages = 64, []
-        for stage, count in enumerate(BLOCKS[depth]):
-            width, blocks = 64 << stage, []
+        for stage, count in enumerate(blocks):
+            width, chain = 64 << stage, []
             for number in range(count):
-                blocks.append(Bottleneck(inputs, width, 2 if stage and not number else 1))
+                chain.append(Bottleneck(inputs, width, 2 if stage and not number else 1))
                 inputs = 4 * width
-            stages.append(nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*chain))
         self.layers = nn.Sequential(*stages)
         self.fc = nn.Linear(inputs, num_classes)
         for module in self.modules():
