@@ -66,7 +66,8 @@ def export_program(
                 "The spatial sizes of an example input must be at least 2 to be left open, but its shape is "
                 f"{tuple(example.shape)}."
             )
-        args = (example.expand(2, *example.shape[1:]) if example.shape[0] == 1 else example,)
+        # Repeated in memory, since strides of the example are taken for those of every input.
+        args = (torch.cat([example, example]) if example.shape[0] == 1 else example,)
         dynamic_shapes = (sizes,)
     with torch.no_grad():
         return torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
