@@ -4,7 +4,7 @@ The three operations (``involution*d``, ``involution_transpose*d``, ``local_corr
 any order, with CPU and CUDA kernels where they are built and plain PyTorch elsewhere; and layers made of them.
 """
 
-from . import reference
+from . import models, reference
 from ._build_info import build_info
 from ._version import __version__
 from .functional import (
@@ -18,11 +18,33 @@ from .functional import (
     local_correlation2d,
     local_correlation3d,
 )
-from .layers import AttentionModule, InvolutionLayer, kernel_decompose
+from .layers import (
+    AttentionModule,
+    Involution1d,
+    Involution2d,
+    Involution3d,
+    InvolutionLayer,
+    InvolutionTranspose1d,
+    InvolutionTranspose2d,
+    InvolutionTranspose3d,
+    LocalAttention1d,
+    LocalAttention2d,
+    LocalAttention3d,
+    kernel_decompose,
+)
 
 __all__ = [
     "AttentionModule",
+    "Involution1d",
+    "Involution2d",
+    "Involution3d",
     "InvolutionLayer",
+    "InvolutionTranspose1d",
+    "InvolutionTranspose2d",
+    "InvolutionTranspose3d",
+    "LocalAttention1d",
+    "LocalAttention2d",
+    "LocalAttention3d",
     "__version__",
     "build_info",
     "involution1d",
@@ -35,5 +57,6 @@ __all__ = [
     "local_correlation1d",
     "local_correlation2d",
     "local_correlation3d",
+    "models",
     "reference",
 ]

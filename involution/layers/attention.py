@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import _arguments
 from ..functional import local_correlation2d
+from ._shared import check_count, check_map, softmax_over_points
 
 # The width of a group in RedNet, Li et al.'s network: the default where it divides the channels.
 GROUP_WIDTH = 16
@@ -121,7 +122,7 @@ class AttentionModule(nn.Module):
         scores = local_correlation2d(query, key, self.kernel_size, self.groups, padding="same")
         scores = scores * (query.shape[1] // self.groups) ** -0.5
         prior = self._prior(kernel_points).to(scores.dtype)
-        weights = _softmax_over_points(scores.flatten(2, 3) + prior[:, :, None, None])
+        weights = softmax_over_points(scores.flatten(2, 3) + prior[:, :, None, None])
         # Autocast runs a softmax in float32, but the operation takes one dtype.
         return weights.to(scores.dtype).unflatten(2, self.kernel_size)
 
@@ -142,25 +143,6 @@ class AttentionModule(nn.Module):
         return f"{self.channels}, kernel_size={self.kernel_size}, groups={self.groups}"
 
 
-def check_count(value: int, name: str) -> int:
-    """An integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, not {value!r} of type {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}.")
-    return value
-
-
-def check_map(tensor: Tensor, name: str, channels: int) -> None:
-    """A ``(batch, channels, height, width)`` tensor with the channels that a module was made for."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}.")
-    if tensor.dim() != 4 or tensor.shape[1] != channels:
-        raise ValueError(
-            f"{name} must be (batch, {channels}, height, width), but its shape is {tuple(tensor.shape)}."
-        )
-
-
 def _default_groups(channels: int, reduced: int) -> int:
     common = math.gcd(channels, reduced)
     fitting = (g for g in range(1, common + 1) if common % g == 0 and channels // g >= GROUP_WIDTH)
@@ -170,14 +152,3 @@ def _default_groups(channels: int, reduced: int) -> int:
 def _divisors_in_words(number: int) -> str:
     divisors = [str(d) for d in range(1, number + 1) if number % d == 0]
     return divisors[0] if len(divisors) == 1 else f"{', '.join(divisors[:-1])} or {divisors[-1]}"
-
-
-def _softmax_over_points(scores: Tensor) -> Tensor:
-    """Softmax over axis 2 of ``(B, G, points, H, W)`` that keeps how the scores are stored.
-
-    torch's softmax first copies whatever is not contiguous, and this is the layer's largest tensor.
-    """
-    points_last = scores.permute(0, 3, 4, 1, 2)
-    if points_last.is_contiguous():
-        return points_last.softmax(-1).permute(0, 3, 4, 1, 2)
-    return scores.softmax(2)

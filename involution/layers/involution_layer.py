@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .. import _arguments
 from ..functional import involution2d
-from .attention import AttentionModule, check_count, check_map, kernel_decompose
+from ._shared import check_count, check_map
+from .attention import AttentionModule, kernel_decompose
 
 
 class InvolutionLayer(nn.Module):

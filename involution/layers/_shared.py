@@ -1,0 +1,115 @@
+"""What several layers need: checks of their arguments, and a softmax that leaves storage alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+AVERAGE_POOLS: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+AXES = ("depth", "height", "width")
+
+NormLayer = Callable[[int], nn.Module] | str | None
+ActivationLayer = Callable[[], nn.Module] | None
+
+# In place, because what a normalisation or a convolution gives is needed nowhere else.
+RELU: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True)
+
+
+def check_count(value: int, name: str) -> int:
+    """An integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, not {value!r} of type {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}.")
+    return value
+
+
+def check_map(tensor: Tensor, name: str, channels: int, axes: int = 2) -> None:
+    """A ``(batch, channels, *space)`` tensor with the channels that a module was made for."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}.")
+    if tensor.dim() != axes + 2 or tensor.shape[1] != channels:
+        space = "length" if axes == 1 else ", ".join(AXES[-axes:])
+        raise ValueError(
+            f"{name} must be (batch, {channels}, {space}), but its shape is {tuple(tensor.shape)}."
+        )
+
+
+def choose_groups(channels: int, groups: int | None, group_channels: int) -> int:
+    """The number of groups: as given, or so many that ``group_channels`` channels share a kernel."""
+    check_count(group_channels, "group_channels")
+    if groups is None:
+        if channels <= group_channels:
+            return 1
+        if channels % group_channels != 0:
+            raise ValueError(
+                f"{channels} channels cannot be divided into groups of group_channels={group_channels}; "
+                f"give a divisor of {channels} as group_channels or as groups."
+            )
+        return channels // group_channels
+    check_count(groups, "groups")
+    if channels % groups != 0:
+        raise ValueError(f"groups must divide the {channels} channels, but it is {groups}.")
+    return groups
+
+
+def make_norm(layer: NormLayer, axes: int, channels: int, factory: dict[str, Any]) -> nn.Module | None:
+    """The normalisation of ``channels`` channels, on the device and of the dtype that were asked for."""
+    if layer is None:
+        return None
+    if layer == "batch":
+        return BATCH_NORMS[axes](channels, **factory)
+    if not callable(layer):
+        raise TypeError(
+            'norm_layer must be "batch", None or a callable that makes a module from a number of channels, '
+            f"not {layer!r}."
+        )
+    # A callable of one's own need not take device and dtype.
+    return layer(channels).to(**factory)
+
+
+def make_activation(layer: ActivationLayer) -> nn.Module | None:
+    """The activation, if there is one."""
+    if layer is None:
+        return None
+    if not callable(layer):
+        raise TypeError(f"activation_layer must be None or a callable that makes a module, not {layer!r}.")
+    return layer()
+
+
+def initialise_convolutions(*modules: nn.Module | None) -> None:
+    """Kaiming's normal distribution over the fan-out, biases of zero, as RedNet's convolutions start."""
+    for module in modules:
+        if module is not None:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+def softmax_over_points(scores: Tensor) -> Tensor:
+    """Softmax over axis 2 of ``(B, G, points, *space)`` that keeps how the scores are stored.
+
+    torch's softmax first copies whatever is not contiguous, and this is a layer's largest tensor.
+    """
+    axes = range(scores.dim())
+    points_last = scores.permute(0, *axes[3:], 1, 2)
+    if points_last.is_contiguous():
+        return points_last.softmax(-1).permute(0, -2, -1, *axes[1:-2])
+    return scores.softmax(2)
+
+
+def per_axis_text(values: Sequence[int]) -> str:
+    """One number where all are the same, and all of them otherwise."""
+    return str(values[0]) if len(set(values)) == 1 else str(tuple(values))
+
+
+def pad_argument(front: Sequence[int], behind: Sequence[int]) -> list[int] | None:
+    """What ``torch.nn.functional.pad`` takes, last axis first; None where there is nothing to do."""
+    if not any(front) and not any(behind):
+        return None
+    return [amount for pair in zip(reversed(front), reversed(behind), strict=True) for amount in pair]

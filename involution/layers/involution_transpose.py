@@ -1,0 +1,183 @@
+"""Learned upsampling by the transpose of involution, with kernels made from the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _arguments, autograd
+from ._shared import RELU, ActivationLayer, NormLayer, check_map, per_axis_text
+from .kernel_branch import KernelBranch, KernelNormalizer, factory_arguments
+
+
+class _InvolutionTranspose(KernelBranch):
+    """Everything about the layers but the number of axes; :class:`InvolutionTranspose2d` documents it."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | Sequence[int] = 4,
+        stride: int | Sequence[int] = 2,
+        padding: int | Sequence[int] | str = "same",
+        output_padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        group_channels: int = 16,
+        reduction_ratio: int = 4,
+        *,
+        groups: int | None = None,
+        out_channels: int | None = None,
+        norm_layer: NormLayer = "batch",
+        activation_layer: ActivationLayer = RELU,
+        kernel_normalizer: KernelNormalizer = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            channels,
+            kernel_size,
+            group_channels,
+            reduction_ratio,
+            groups,
+            out_channels,
+            norm_layer,
+            activation_layer,
+            kernel_normalizer,
+            bias,
+            factory_arguments(device, dtype),
+        )
+        self.stride = _arguments.per_axis(stride, self.axes, "stride", 1)
+        self.padding = padding
+        self.output_padding = _arguments.per_axis(output_padding, self.axes, "output_padding", 0)
+        if padding == "same":
+            if any(self.output_padding):
+                raise ValueError(
+                    f'padding="same" fixes the output size, but output_padding is {output_padding!r}.'
+                )
+            padding = self._same_padding(dilation)
+        window = _arguments.complete_window(self.axes, self.kernel_size, 1, padding, dilation)
+        self.dilation = window.dilation
+        self._window = window._replace(stride=self.stride)
+
+    def _same_padding(self, dilation: int | Sequence[int]) -> tuple[int, ...]:
+        """The outputs that are left out in front; of an odd number in all, one more is left out behind."""
+        paddings = []
+        dilations = _arguments.per_axis(dilation, self.axes, "dilation", 1)
+        for size, step, stride in zip(self.kernel_size, dilations, self.stride, strict=True):
+            reach = step * (size - 1) + 1
+            if reach < stride:
+                raise ValueError(
+                    f'padding="same" needs kernels that leave no gap, but a kernel of size {self.kernel_size} with '
+                    f"dilation {dilations} spans less than the stride {self.stride}."
+                )
+            paddings.append((reach - stride) // 2)
+        return tuple(paddings)
+
+    def _output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        if self.padding == "same":
+            return tuple(length * stride for length, stride in zip(size, self.stride, strict=True))
+        return _arguments.transposed_size(size, self._window, self.output_padding)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Runs the layer.
+
+        Args:
+            input: ``(B, channels, *In)``.
+
+        Returns:
+            ``(B, out_channels, *Out)``.
+
+        Raises:
+            ValueError: ``input`` has the wrong shape, or nothing remains of the output.
+            RuntimeError: from the convolutions, for a dtype or device that is not the parameters'.
+        """
+        check_map(input, "input", self.channels, self.axes)
+        kernels = self.kernels(input)
+        values = self.values(input, kernels)
+        window = (self.stride, self._window.padding, self.dilation)
+        return autograd.transpose(values, kernels, self._output_size(input.shape[2:]), *window)
+
+    def extra_repr(self) -> str:
+        """The arguments, for printing."""
+        parts = [*self._repr_parts(), f"stride={per_axis_text(self.stride)}"]
+        if max(self.dilation) > 1:
+            parts.append(f"dilation={per_axis_text(self.dilation)}")
+        if self.padding != "same":
+            parts += [f"padding={self.padding!r}", f"output_padding={per_axis_text(self.output_padding)}"]
+        return ", ".join(parts)
+
+
+class InvolutionTranspose1d(_InvolutionTranspose):
+    """Learned upsampling of sequences; arguments and formula are :class:`InvolutionTranspose2d`'s.
+
+    Shape:
+        ``(B, channels, L)`` to ``(B, out_channels, Lout)``.
+
+    Example:
+        >>> InvolutionTranspose1d(64)(torch.randn(2, 64, 25)).shape
+        torch.Size([2, 64, 50])
+    """
+
+    axes = 1
+
+
+class InvolutionTranspose2d(_InvolutionTranspose):
+    """Learned, content-aware upsampling: every position is spread by a kernel made from the features there.
+
+    ::
+
+        kernels = normalise(span(activation(norm(reduce(input)))))             (B, G, KH, KW, H, W)
+        output  = involution_transpose2d(project(input), kernels, stride, ...) (B, out_channels, Hout, Wout)
+
+    It is to :class:`Involution2d` what ``ConvTranspose2d`` is to ``Conv2d`` (the adjoint of Li et al., CVPR 2021,
+    section 3; the kernel branch is the one from there). Along each axis
+    ``Out = (In - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1``, and ``padding="same"`` leaves
+    out ``dilation*(K - 1) + 1 - stride`` positions in all, the odd one at the end, so that ``Out = In * stride``.
+
+    Args:
+        channels: channels of the input.
+        kernel_size: an integer or one per axis. A multiple of the stride covers every output equally often.
+        stride: output positions from one input position's window to the next; the factor of upsampling.
+        padding: output positions left out on both sides, or ``"same"``, or ``"valid"``, which is 0.
+        output_padding: positions added at the end of each axis, fewer than the stride or the dilation.
+        dilation: positions from one kernel point to the next.
+        group_channels: how many output channels share a kernel; where there are fewer, all of them do.
+        reduction_ratio: the kernel branch narrows to ``channels // reduction_ratio`` channels, at least one.
+        groups: the number of groups ``G``, instead of ``group_channels``.
+        out_channels: channels of the output; by default ``channels``.
+        norm_layer: as in :class:`Involution2d`.
+        activation_layer: as in :class:`Involution2d`.
+        kernel_normalizer: as in :class:`Involution2d`.
+        bias: whether ``span`` has one.
+        device: where the parameters are made.
+        dtype: their type.
+
+    Shape:
+        ``(B, channels, H, W)`` to ``(B, out_channels, Hout, Wout)``.
+
+    Raises:
+        ValueError: an argument is out of range; the message says which.
+        TypeError: an argument has the wrong type.
+
+    Example:
+        >>> InvolutionTranspose2d(64)(torch.randn(2, 64, 14, 13)).shape
+        torch.Size([2, 64, 28, 26])
+    """
+
+    axes = 2
+
+
+class InvolutionTranspose3d(_InvolutionTranspose):
+    """Learned upsampling of volumes; arguments and formula are :class:`InvolutionTranspose2d`'s.
+
+    Shape:
+        ``(B, channels, D, H, W)`` to ``(B, out_channels, Dout, Hout, Wout)``.
+
+    Example:
+        >>> InvolutionTranspose3d(32, kernel_size=(1, 2, 2), stride=(1, 2, 2))(torch.randn(2, 32, 3, 4, 5)).shape
+        torch.Size([2, 32, 3, 8, 10])
+    """
+
+    axes = 3

@@ -1,0 +1,148 @@
+"""The branch that makes a kernel for every position from the features there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _arguments
+from ._shared import (
+    CONVOLUTIONS,
+    ActivationLayer,
+    NormLayer,
+    check_count,
+    choose_groups,
+    initialise_convolutions,
+    make_activation,
+    make_norm,
+    per_axis_text,
+    softmax_over_points,
+)
+
+KernelNormalizer = Callable[[Tensor], Tensor] | str | None
+
+
+class KernelBranch(nn.Module):
+    """What the layers that make their kernels from their input have in common.
+
+    ``kernels(z) = normalise(span(activation(norm(reduce(z)))))``, viewed as ``(B, G, *K, *space)``. ``reduce`` and
+    ``span`` are 1x1 convolutions, to ``channels // reduction_ratio`` channels and to ``prod(K) * G`` (Li et al.,
+    CVPR 2021, section 3 and figure 1). A subclass names its number of axes.
+
+    Attributes:
+        reduce: the first 1x1 convolution; without a bias where a normalisation follows, which would take it out.
+        norm: the normalisation, or None.
+        activation: the activation, or None.
+        span: the second 1x1 convolution, ``(group, *kernel point)`` row-major in its output channels.
+        project: 1x1 convolution of the values that the kernels weigh, or None where ``out_channels`` is
+            ``channels``.
+    """
+
+    axes: int
+    norm: nn.Module | None
+    activation: nn.Module | None
+    project: nn.Module | None
+    kernel_normalizer: KernelNormalizer
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | Sequence[int],
+        group_channels: int,
+        reduction_ratio: int,
+        groups: int | None,
+        out_channels: int | None,
+        norm_layer: NormLayer,
+        activation_layer: ActivationLayer,
+        kernel_normalizer: KernelNormalizer,
+        bias: bool,
+        factory: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.channels = check_count(channels, "channels")
+        self.out_channels = channels if out_channels is None else check_count(out_channels, "out_channels")
+        self.kernel_size = _arguments.per_axis(kernel_size, self.axes, "kernel_size", 1)
+        self.groups = choose_groups(self.out_channels, groups, group_channels)
+        reduced = max(1, channels // check_count(reduction_ratio, "reduction_ratio"))
+        if isinstance(kernel_normalizer, str) and kernel_normalizer != "softmax":
+            raise ValueError(
+                f'kernel_normalizer must be None, "softmax" or a callable, not {kernel_normalizer!r}.'
+            )
+        if not (
+            kernel_normalizer is None or isinstance(kernel_normalizer, str) or callable(kernel_normalizer)
+        ):
+            raise TypeError(
+                f'kernel_normalizer must be None, "softmax" or a callable, not {kernel_normalizer!r}.'
+            )
+
+        convolution: Any = CONVOLUTIONS[self.axes]
+        points = math.prod(self.kernel_size)
+        self.reduce = convolution(channels, reduced, 1, bias=norm_layer is None, **factory)
+        self.norm = make_norm(norm_layer, self.axes, reduced, factory)
+        self.activation = make_activation(activation_layer)
+        self.span = convolution(reduced, points * self.groups, 1, bias=bias, **factory)
+        self.project = None
+        if self.out_channels != channels:
+            self.project = convolution(channels, self.out_channels, 1, bias=False, **factory)
+        self.kernel_normalizer = kernel_normalizer
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Starts anew: convolutions from Kaiming's normal distribution over the fan-out, biases zero."""
+        initialise_convolutions(self.reduce, self.span, self.project)
+        reset = getattr(self.norm, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+    def kernels(self, features: Tensor) -> Tensor:
+        """``(B, G, *K, *space)``: the kernel of every position of ``features``, ``(B, channels, *space)``."""
+        hidden = self.reduce(features)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        if self.activation is not None:
+            hidden = self.activation(hidden)
+        spanned = self.span(hidden)
+        if self.kernel_normalizer is None:
+            return spanned.unflatten(1, (self.groups, *self.kernel_size))
+        points = spanned.unflatten(1, (self.groups, math.prod(self.kernel_size)))
+        normalised = self._normalise(points)
+        if normalised.shape != points.shape:
+            raise ValueError(
+                f"kernel_normalizer must keep the shape of its argument, {tuple(points.shape)}, but it returned "
+                f"{tuple(normalised.shape)}."
+            )
+        # Autocast runs some normalisers in float32, but the operation takes one dtype.
+        return normalised.to(spanned.dtype).unflatten(2, self.kernel_size)
+
+    def _normalise(self, points: Tensor) -> Tensor:
+        if isinstance(self.kernel_normalizer, str):
+            return softmax_over_points(points)
+        assert self.kernel_normalizer is not None
+        return self.kernel_normalizer(points)
+
+    def values(self, input: Tensor, kernels: Tensor) -> Tensor:
+        """What the kernels weigh, in their dtype: under autocast the input may still have another."""
+        values = input if self.project is None else self.project(input)
+        return values.to(kernels.dtype)
+
+    def _repr_parts(self) -> list[str]:
+        parts = [str(self.channels)]
+        if self.out_channels != self.channels:
+            parts.append(f"out_channels={self.out_channels}")
+        parts += [f"kernel_size={per_axis_text(self.kernel_size)}", f"groups={self.groups}"]
+        # A normaliser that is a module is printed as one.
+        if self.kernel_normalizer is not None and not isinstance(self.kernel_normalizer, nn.Module):
+            name = getattr(self.kernel_normalizer, "__name__", repr(self.kernel_normalizer))
+            parts.append(f"kernel_normalizer={name}")
+        return parts
+
+
+def factory_arguments(device: torch.device | str | None, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Where and of what type parameters are made."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type, not {dtype}.")
+    return {"device": device, "dtype": dtype}

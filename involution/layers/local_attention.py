@@ -1,0 +1,208 @@
+"""Attention of every position to its neighbourhood, made of local correlation and involution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _arguments, autograd
+from ._shared import CONVOLUTIONS, check_count, check_map, per_axis_text, softmax_over_points
+from .kernel_branch import factory_arguments
+
+
+class _LocalAttention(nn.Module):
+    """Everything about the layers but the number of axes; :class:`LocalAttention2d` documents it."""
+
+    axes: int
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | Sequence[int] = 7,
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        num_heads: int | None = None,
+        *,
+        out_channels: int | None = None,
+        relative_position_bias: bool = True,
+        bias: bool = True,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_count(channels, "channels")
+        self.out_channels = channels if out_channels is None else check_count(out_channels, "out_channels")
+        self.kernel_size = _arguments.per_axis(kernel_size, self.axes, "kernel_size", 1)
+        self.stride = _arguments.per_axis(stride, self.axes, "stride", 1)
+        window = _arguments.complete_window(self.axes, self.kernel_size, 1, "same", dilation)
+        self.dilation = window.dilation
+        self._window = window._replace(stride=self.stride)
+        if num_heads is None:
+            num_heads = math.gcd(channels, max(1, channels // 32))
+        self.num_heads = check_count(num_heads, "num_heads")
+        if channels % num_heads != 0:
+            raise ValueError(f"num_heads must divide the {channels} channels, but it is {num_heads}.")
+
+        factory = factory_arguments(device, dtype)
+        convolution: Any = CONVOLUTIONS[self.axes]
+        # A convolution of one point with a stride takes the positions at the windows' centres.
+        self.query = convolution(channels, channels, 1, self.stride, bias=bias, **factory)
+        self.key = convolution(channels, channels, 1, bias=bias, **factory)
+        self.value = convolution(channels, channels, 1, bias=bias, **factory)
+        self.project = convolution(channels, self.out_channels, 1, bias=bias, **factory)
+        self.position_bias: nn.Parameter | None = None
+        if relative_position_bias:
+            self.position_bias = nn.Parameter(torch.empty(num_heads, *self.kernel_size, **factory))
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Starts anew: Xavier's uniform distribution for the convolutions, zero for biases and positions."""
+        for module in (self.query, self.key, self.value, self.project):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if self.position_bias is not None:
+            nn.init.zeros_(self.position_bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Runs the layer.
+
+        Args:
+            input: ``(B, channels, *In)``.
+
+        Returns:
+            ``(B, out_channels, *Out)`` with ``Out = ceil(In / stride)``.
+
+        Raises:
+            ValueError: ``input`` has the wrong shape.
+            RuntimeError: from the convolutions, for a dtype or device that is not the parameters'.
+        """
+        check_map(input, "input", self.channels, self.axes)
+        query = self.query(input) * (self.channels // self.num_heads) ** -0.5
+        key, value = self.key(input), self.value(input)
+        # The queries fix the output size, so an odd zero of the padding, at the end, needs no mention.
+        window = (self.stride, self._window.padding, self.dilation)
+        scores = autograd.correlate(query, key, self.kernel_size, self.num_heads, *window)
+        weights = self._weights(scores, input.shape[2:]).to(value.dtype)
+        return self.project(autograd.involve(value, weights, *window))
+
+    def _weights(self, scores: Tensor, size: Sequence[int]) -> Tensor:
+        """``(B, heads, *K, *Out)``: the softmax over the points of a neighbourhood that lie in the map."""
+        if self.position_bias is not None:
+            bias = self.position_bias.to(scores.dtype)
+            scores = scores + bias.reshape(*bias.shape, *(1,) * self.axes)
+        # The lowest finite number, because where no point lies in the map, the softmax of -inf would be NaN.
+        scores = scores.masked_fill(self._outside(size, scores), torch.finfo(scores.dtype).min)
+        points = scores.flatten(2, 1 + self.axes) if self.axes > 1 else scores
+        weights = softmax_over_points(points).unflatten(2, self.kernel_size)
+        return weights if self.dropout is None else self.dropout(weights)
+
+    def _outside(self, size: Sequence[int], scores: Tensor) -> Tensor:
+        """``(*K, *Out)``: whether the kernel point ``k`` of the output ``o`` lies outside of the map."""
+        outside = None
+        for axis, length in enumerate(size):
+            points = torch.arange(self.kernel_size[axis], device=scores.device) * self.dilation[axis]
+            centres = (
+                torch.arange(scores.shape[2 + self.axes + axis], device=scores.device) * self.stride[axis]
+            )
+            position = points[:, None] + centres - self._window.padding[axis]
+            beyond = (position < 0) | (position >= length)
+            shape = [1] * (2 * self.axes)
+            shape[axis], shape[self.axes + axis] = beyond.shape
+            beyond = beyond.reshape(shape)
+            outside = beyond if outside is None else outside | beyond
+        assert outside is not None
+        return outside
+
+    def extra_repr(self) -> str:
+        """The arguments, for printing."""
+        parts = [str(self.channels)]
+        if self.out_channels != self.channels:
+            parts.append(f"out_channels={self.out_channels}")
+        parts += [f"kernel_size={per_axis_text(self.kernel_size)}", f"num_heads={self.num_heads}"]
+        for name in ("stride", "dilation"):
+            if max(getattr(self, name)) > 1:
+                parts.append(f"{name}={per_axis_text(getattr(self, name))}")
+        return ", ".join(parts)
+
+
+class LocalAttention1d(_LocalAttention):
+    """Neighbourhood attention in sequences; arguments and formula are :class:`LocalAttention2d`'s.
+
+    Shape:
+        ``(B, channels, L)`` to ``(B, out_channels, ceil(L / stride))``.
+
+    Example:
+        >>> LocalAttention1d(64, kernel_size=9)(torch.randn(2, 64, 100)).shape
+        torch.Size([2, 64, 100])
+    """
+
+    axes = 1
+
+
+class LocalAttention2d(_LocalAttention):
+    """Multi-head attention of every position to its neighbourhood, with a relative position bias.
+
+    For each head, with ``D = channels / num_heads`` and the head's channels of the 1x1 convolutions of the input::
+
+        score[k, o]  = D**-0.5 * sum over c of query[c, o] * key[c, o*stride - front + k*dilation] + position_bias[k]
+        weight[:, o] = softmax of score[:, o] over the points k that lie in the map
+        output[c, o] = sum over k of weight[k, o] * value[c, o*stride - front + k*dilation]
+
+    and a last 1x1 convolution of the output. ``front = dilation*(K - 1) // 2`` along each axis, so that windows are
+    centred at ``o*stride``. The first line is a local correlation, the last an involution.
+
+    Source: Ramachandran et al., "Stand-Alone Self-Attention in Vision Models", NeurIPS 2019; the position bias as
+    one learned number for each head and offset is that of Liu et al., "Swin Transformer", ICCV 2021.
+
+    Args:
+        channels: channels of the input, and of query, key and value.
+        kernel_size: the neighbourhood, an integer or one per axis; odd or even.
+        stride: positions from one query to the next; an integer or one per axis.
+        dilation: positions from one point of the neighbourhood to the next; an integer or one per axis.
+        num_heads: a divisor of ``channels``; by default one for each 32 channels, or the nearest number below that
+            divides both.
+        out_channels: channels of the output; by default ``channels``.
+        relative_position_bias: whether there is a ``position_bias``.
+        bias: whether the 1x1 convolutions have one.
+        dropout: probability to zero a weight in training.
+        device: where the parameters are made.
+        dtype: their type.
+
+    Attributes:
+        query, key, value, project: the 1x1 convolutions; that of the queries carries the stride.
+        position_bias: ``(num_heads, KH, KW)``, starting at zero, or None.
+
+    Shape:
+        ``(B, channels, H, W)`` to ``(B, out_channels, ceil(H / stride), ceil(W / stride))``.
+
+    Raises:
+        ValueError: an argument is out of range; the message says which.
+        TypeError: an argument has the wrong type.
+
+    Example:
+        >>> LocalAttention2d(64, kernel_size=7, num_heads=4)(torch.randn(2, 64, 14, 15)).shape
+        torch.Size([2, 64, 14, 15])
+    """
+
+    axes = 2
+
+
+class LocalAttention3d(_LocalAttention):
+    """Neighbourhood attention in volumes; arguments and formula are :class:`LocalAttention2d`'s.
+
+    Shape:
+        ``(B, channels, D, H, W)`` to ``(B, out_channels, ceil(D / stride), ceil(H / stride), ceil(W / stride))``.
+
+    Example:
+        >>> LocalAttention3d(32, kernel_size=3, stride=(1, 2, 2))(torch.randn(2, 32, 4, 9, 8)).shape
+        torch.Size([2, 32, 4, 5, 4])
+    """
+
+    axes = 3
