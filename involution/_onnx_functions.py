@@ -153,11 +153,17 @@ def _shifted_by_point(
     span = op.Add(op.Mul(op.Sub(frame, one), stride), one)  # how far the positions of one point reach
     # Zeros up to where the last window ends. If the map goes on behind it, no copy takes anything from there.
     front, left_out = op.ints(window.front), op.ints(window.left_out)
-    end = op.Sum(span, op.ints(window.reach), left_out) if any(window.left_out) else op.Add(span, op.ints(window.reach))
+    end = (
+        op.Sum(span, op.ints(window.reach), left_out)
+        if any(window.left_out)
+        else op.Add(span, op.ints(window.reach))
+    )
     behind = op.Max(op.Sub(end, op.Add(front, sizes.space)), op.ints([0]))
     padded = op.pad(x, 2, front, behind)
     grouped = sizes.grouped(op, padded, op.Shape(padded, start=2))
-    starts = op.table([[o + skip for o, skip in zip(row, window.left_out, strict=True)] for row in window.offsets])
+    starts = op.table(
+        [[o + skip for o, skip in zip(row, window.left_out, strict=True)] for row in window.offsets]
+    )
     axes = op.ints(range(3, 3 + window.axes))
 
     def shifted(op: _Nodes, point: str) -> str:
@@ -214,7 +220,7 @@ def local_correlation(window: Window, dtype: int, opset: int, groups: int) -> on
 
 
 def involution_transpose(window: Window, dtype: int, opset: int) -> onnx.FunctionProto:
-    """``x = dT/dx(y, w)`` of the spatial size ``In``, as a function of ``(B, C, *Out)``, ``(B, G, *K, *Out)``, ``In``."""
+    """``x = dT/dx(y, w)`` as a function of ``(B, C, *Out)``, ``(B, G, *K, *Out)`` and the result's sizes ``In``."""
     op, wide = _Nodes(), _summed_in(dtype)
     groups = op.Shape("w", start=1, end=2)
     sizes = _Activation(op, "y", groups)

@@ -83,6 +83,7 @@ def export(
     _define_functions(program)
     program.optimize()  # puts the functions' nodes in the place of the calls
     _check_domains(program)
+    _forget_origin(program)
     program.model.metadata_props.update(metadata or {})
     if path is not None:
         program.save(path, external_data=False)
@@ -100,7 +101,9 @@ def _require() -> None:
                 "Install what it needs with: pip install -e '.[onnx]'"
             ) from error
     if not hasattr(torch.onnx, "ops"):
-        raise ImportError(f"The export to ONNX needs torch 2.8 or later, but this is torch {torch.__version__}.")
+        raise ImportError(
+            f"The export to ONNX needs torch 2.8 or later, but this is torch {torch.__version__}."
+        )
 
 
 # ---- the operations as calls of functions that are not there yet ----
@@ -108,12 +111,12 @@ def _require() -> None:
 
 def _placeholder(operation: str, inputs: Sequence[Tensor], shape: Sequence[int], **window: Any) -> Tensor:
     """A call of an ONNX function; the attributes say which, and are gone when it is defined."""
-    constants = {}
+    constants: dict[str, Any] = {}
     for name, values in window.items():
         if any(isinstance(value, torch.SymInt) for value in values):
             raise TypeError(
-                f"The {name} of {operation} is {tuple(values)}, which depends on the sizes of tensors. ONNX export needs "
-                "integers that do not; only the sizes of maps can be left open."
+                f"The {name} of {operation} is {tuple(values)}, which depends on the sizes of tensors. The export to "
+                "ONNX needs integers that do not; only the sizes of maps can be left open."
             )
         constants[name] = [int(value) for value in values]
     return torch.onnx.ops.symbolic(
@@ -125,7 +128,9 @@ def _involution(input: Tensor, weight: Tensor, stride: Size, padding: Size, dila
     axes = len(stride)
     shape = (*input.shape[:2], *weight.shape[2 + axes :])
     window = {"stride": stride, "padding": padding, "dilation": dilation}
-    return _placeholder("involution", (input, weight), shape, kernel_size=weight.shape[2 : 2 + axes], **window)
+    return _placeholder(
+        "involution", (input, weight), shape, kernel_size=weight.shape[2 : 2 + axes], **window
+    )
 
 
 def _involution_transpose(
@@ -171,7 +176,7 @@ def _define_functions(program: torch.onnx.ONNXProgram) -> None:
             continue
         attributes = {name: tuple(node.attributes[name].as_ints()) for name in node.attributes}
         window = functions.Window(*(attributes[name] for name in functions.Window._fields))
-        dtype = int(node.inputs[0].dtype)
+        dtype = int(node.inputs[0].dtype)  # type: ignore[union-attr, arg-type]
         groups = attributes.get("groups", ())
         key = (node.op_type, window, dtype, groups)
         if key not in known:
@@ -196,3 +201,15 @@ def _check_domains(program: torch.onnx.ONNXProgram) -> None:
         )
     for domain in [domain for domain in model.opset_imports if domain]:
         del model.opset_imports[domain]
+
+
+def _forget_origin(program: torch.onnx.ONNXProgram) -> None:
+    """Removes the stack traces of the export, which are half of a small file and name this machine's folders."""
+    graph = program.model.graph
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
