@@ -152,12 +152,9 @@ def _shifted_by_point(
     one, stride = op.ints([1]), op.ints(window.stride)
     span = op.Add(op.Mul(op.Sub(frame, one), stride), one)  # how far the positions of one point reach
     # Zeros up to where the last window ends. If the map goes on behind it, no copy takes anything from there.
-    front, left_out = op.ints(window.front), op.ints(window.left_out)
-    end = (
-        op.Sum(span, op.ints(window.reach), left_out)
-        if any(window.left_out)
-        else op.Add(span, op.ints(window.reach))
-    )
+    front = op.ints(window.front)
+    last = [reach + skipped for reach, skipped in zip(window.reach, window.left_out, strict=True)]
+    end = op.Add(span, op.ints(last))
     behind = op.Max(op.Sub(end, op.Add(front, sizes.space)), op.ints([0]))
     padded = op.pad(x, 2, front, behind)
     grouped = sizes.grouped(op, padded, op.Shape(padded, start=2))

@@ -19,8 +19,8 @@ from .export.program import export_program, map_axes
 
 __all__ = ["export"]
 
-# Opset 18 is the first whose operators the exporter of torch is written for.
-LEAST_OPSET = 18
+LEAST_OPSET = 18  # the first whose operators the exporter of torch is written for
+BFLOAT16_OPSET = 22  # the first with convolutions of bfloat16
 
 Size = Sequence[int]
 
@@ -34,7 +34,7 @@ def export(
     dynamic_shapes: Any = "maps",
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
-    opset_version: int = LEAST_OPSET,
+    opset_version: int | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> torch.onnx.ONNXProgram:
     """Exports a model to ONNX, with standard operators only.
@@ -49,8 +49,8 @@ def export(
             the channels are left open. Otherwise as for ``torch.export.export``; None leaves none open.
         input_names: names of the inputs, by default those of the model's arguments.
         output_names: names of the outputs.
-        opset_version: of ONNX's operators, 18 or later; for bfloat16 models 22 or later, in which
-            convolutions have that type.
+        opset_version: of ONNX's operators, 18 or later, which is the default; for models with bfloat16 weights 22
+            or later.
         metadata: words for the file's ``metadata_props``.
 
     Returns:
@@ -63,8 +63,13 @@ def export(
         Exception: what torch.export and torch.onnx.export raise for a model that they cannot export.
     """
     _require()
-    if opset_version < LEAST_OPSET:
-        raise ValueError(f"opset_version must be at least {LEAST_OPSET}, not {opset_version}.")
+    weights = model.state_dict().values()
+    bfloat16 = any(isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 for weight in weights)
+    least = BFLOAT16_OPSET if bfloat16 else LEAST_OPSET
+    opset_version = least if opset_version is None else opset_version
+    if opset_version < least:
+        of_what = "of a model with bfloat16 weights " if bfloat16 else ""
+        raise ValueError(f"The opset_version {of_what}must be at least {least}, not {opset_version}.")
     names: Any = None
     if not isinstance(model, torch.export.ExportedProgram):
         names = (map_axes(args[0]),) if dynamic_shapes == "maps" and args else None
@@ -81,7 +86,7 @@ def export(
     )
     assert program is not None
     _define_functions(program)
-    program.optimize()  # puts the functions' nodes in the place of the calls
+    _inline_functions(program)
     _check_domains(program)
     _forget_origin(program)
     program.model.metadata_props.update(metadata or {})
@@ -188,6 +193,19 @@ def _define_functions(program: torch.onnx.ONNXProgram) -> None:
             model.functions[function.identifier()] = function
         node.op_type = known[key]
         node.attributes.clear()
+
+
+def _inline_functions(program: torch.onnx.ONNXProgram) -> None:
+    """Puts the functions' nodes in the place of the calls, and simplifies."""
+    import onnx_ir
+    from onnx_ir.passes import common
+
+    common.InlinePass()(program.model)
+    weights = program.model.graph.initializers.values()
+    # The optimiser merges normalisations into convolutions, in float32: of bfloat16 it makes an invalid model.
+    if all(weight.dtype != onnx_ir.DataType.BFLOAT16 for weight in weights):
+        program.optimize()
+    common.NameFixPass()(program.model)  # a buffer may be called what an operator's output is
 
 
 def _check_domains(program: torch.onnx.ONNXProgram) -> None:

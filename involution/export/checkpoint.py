@@ -38,7 +38,7 @@ def deployable(
 
     if dtype not in DTYPES:
         raise ValueError(f"The dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
-    model, info = load_model(checkpoint)
+    model, info = load_model(Path(checkpoint))
     return Deployable(model, info["input"]["mean"], info["input"]["std"], DTYPES[dtype]).eval(), info
 
 
@@ -49,7 +49,7 @@ def export_checkpoint(
     *,
     dtype: str = "float32",
     device: str = "cpu",
-    opset_version: int = 18,
+    opset_version: int | None = None,
 ) -> Path:
     """Writes a file to deploy, of the checkpoint of a training run.
 
@@ -65,7 +65,7 @@ def export_checkpoint(
         output: the file to write, by default beside the checkpoint, with its name and the format's suffix.
         dtype: what the model computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"cpu"`` or ``"cuda"``, where a ``pt2`` or ``aoti`` file runs; an ``onnx`` file is made on the CPU.
-        opset_version: of an ONNX file's operators.
+        opset_version: of an ONNX file's operators; see :func:`involution.onnx.export`.
 
     Returns:
         The file's path.

@@ -36,7 +36,7 @@ class Format(NamedTuple):
 
     suffix: str
     title: str
-    write: Callable[[nn.Module, Tensor, Path, Mapping[str, str], int], None]
+    write: Callable[[nn.Module, Tensor, Path, Mapping[str, str], int | None], None]
     load: Callable[[Path], tuple[Runner, dict[str, str]]]
 
 
@@ -47,7 +47,7 @@ def export_model(
     format: str,
     *,
     metadata: Mapping[str, str] | None = None,
-    opset_version: int = 18,
+    opset_version: int | None = None,
 ) -> Path:
     """Writes a model of one map to a file that any batch and spatial size can be given to.
 
@@ -58,7 +58,7 @@ def export_model(
         path: the file to write. What is written is complete or not there.
         format: ``"pt2"``, ``"aoti"`` or ``"onnx"``; see ``involution.export``.
         metadata: words to keep in the file, which :func:`load` gives back with one more, the ``device``.
-        opset_version: of an ONNX file's operators.
+        opset_version: of an ONNX file's operators; see :func:`involution.onnx.export`.
 
     Returns:
         The path.
@@ -124,7 +124,9 @@ def load(path: str | os.PathLike[str], format: str) -> tuple[Runner, dict[str, s
 # ---- torch.export ----
 
 
-def _write_pt2(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], _: int) -> None:
+def _write_pt2(
+    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], _: int | None
+) -> None:
     extra = {METADATA_FILE: json.dumps(metadata)}
     torch.export.save(export_program(model, (example,)), path, extra_files=extra)
 
@@ -145,7 +147,9 @@ def _load_pt2(path: Path) -> tuple[Runner, dict[str, str]]:
 # ---- AOTInductor ----
 
 
-def _write_aoti(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], _: int) -> None:
+def _write_aoti(
+    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], _: int | None
+) -> None:
     from torch._inductor import config as inductor_config
 
     info = build_info()
@@ -192,7 +196,7 @@ def _load_aoti(path: Path) -> tuple[Runner, dict[str, str]]:
 
 
 def _write_onnx(
-    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], opset_version: int
+    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], opset_version: int | None
 ) -> None:
     from .. import onnx
 
