@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.involution-installed
 # Whatever the compiled parts are made of: a change to any of them installs again.
 BUILT_FROM := pyproject.toml setup.py involution/_version.py $(wildcard tools/*.py) \
               $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-CXX_SOURCES := $(shell find benchmarks csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES := $(shell find benchmarks csrc examples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help venv test demo bench lint format sanitize profile clean
 

@@ -5,7 +5,7 @@ any order, with CPU and CUDA kernels where they are built and plain PyTorch else
 """
 
 from . import models, reference
-from ._build_info import build_info
+from ._build_info import build_info, cmake_prefix_path, library_path
 from ._version import __version__
 from .conversion import Conversion, ConversionReport, convert
 from .functional import (
@@ -50,6 +50,7 @@ __all__ = [
     "LocalAttention3d",
     "__version__",
     "build_info",
+    "cmake_prefix_path",
     "convert",
     "involution1d",
     "involution2d",
@@ -58,6 +59,7 @@ __all__ = [
     "involution_transpose2d",
     "involution_transpose3d",
     "kernel_decompose",
+    "library_path",
     "local_correlation1d",
     "local_correlation2d",
     "local_correlation3d",

@@ -17,6 +17,9 @@ import torch
 
 from involution._version import __version__
 
+# Where CMake finds involutionConfig.cmake, as torch.utils.cmake_prefix_path is for torch.
+cmake_prefix_path = str(Path(__file__).resolve().parent / "share" / "cmake")
+
 
 def build_info() -> dict[str, object]:
     """Says what this installation of involution was built with.
@@ -52,6 +55,26 @@ def build_info() -> dict[str, object]:
     loaded = hasattr(torch.ops.involution, "cpu_capability")
     capability = torch.ops.involution.cpu_capability() if loaded else None
     return {**info, "extension": _path_of("_ops"), "cpu_capability": capability}
+
+
+def library_path() -> str:
+    """The path of the compiled library of operators, for programs that have torch but not Python's involution.
+
+    In Python ``torch.ops.load_library(path)`` and in C++ linking or ``dlopen`` register its operators,
+    ``involution::involution``, ``involution::involution_transpose`` and ``involution::local_correlation``. It fits the
+    torch that it was compiled against (:func:`build_info`) and no other. With ``involution.cmake_prefix_path`` in
+    CMake's ``CMAKE_PREFIX_PATH``, ``find_package(involution)`` gives the target ``involution::ops``.
+
+    Raises:
+        RuntimeError: involution was installed without it.
+    """
+    library = _path_of("_ops")
+    if library is None:
+        raise RuntimeError(
+            "involution was installed without its compiled library of operators, because INVOLUTION_BUILD=none asked "
+            f"for that or because the installation found no C++ compiler. Build it: {rebuild_command()}"
+        )
+    return library
 
 
 def load_extension() -> bool:

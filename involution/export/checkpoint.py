@@ -1,0 +1,138 @@
+"""From the checkpoint of a training run to a file to deploy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._version import __version__
+from .deployable import Deployable
+from .evaluate import BATCH
+from .formats import FORMATS, export_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def deployable(
+    checkpoint: str | os.PathLike[str], dtype: str = "float32"
+) -> tuple[Deployable, dict[str, Any]]:
+    """The model of a checkpoint with its normalisation inside, in ``eval()`` and on the CPU, and what is known of it.
+
+    Args:
+        checkpoint: of ``involution.train``.
+        dtype: what it computes in.
+
+    Returns:
+        The model, and the rest of the checkpoint as :func:`involution.training.load_model` returns it.
+
+    Raises:
+        ValueError: the dtype is unknown, or the file is not a checkpoint of ``involution.train`` (the message says
+            why).
+    """
+    from ..training import load_model
+
+    if dtype not in DTYPES:
+        raise ValueError(f"The dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    model, info = load_model(Path(checkpoint))
+    return Deployable(model, info["input"]["mean"], info["input"]["std"], DTYPES[dtype]).eval(), info
+
+
+def export_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    format: str = "pt2",
+    output: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    opset_version: int | None = None,
+) -> Path:
+    """Writes a file to deploy, of the checkpoint of a training run.
+
+    The file takes images ``(B, channels, H, W)`` of float32 from 0 to 1, of any batch and size, with the
+    normalisation of the training inside, and returns one float32 score for each class. Its metadata
+    (:func:`involution.export.load`) are text: ``classes``, one name on each line, in the order of the
+    scores; ``channels`` and ``size`` (``"HxW"``) of the images of the training; ``model``; and ``involution``, the
+    version that wrote the file.
+
+    Args:
+        checkpoint: of ``involution.train``.
+        format: ``"pt2"``, ``"aoti"`` or ``"onnx"``.
+        output: the file to write, by default beside the checkpoint, with its name and the format's suffix.
+        dtype: what the model computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        device: ``"cpu"`` or ``"cuda"``, where a ``pt2`` or ``aoti`` file runs; an ``onnx`` file is made on the CPU.
+        opset_version: of an ONNX file's operators; see :func:`involution.onnx.export`.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: an argument is out of range, or the file is not a checkpoint.
+        ImportError: a package that the format needs is missing; the message says how to install it.
+        ExportError: the format cannot hold this model, or something that it needs on this machine is missing.
+    """
+    path = default_output(checkpoint, format) if output is None else Path(output)
+    model, info = deployable(checkpoint, dtype)
+    if format == "onnx" and device != "cpu":
+        raise ValueError(f"An ONNX file belongs to no device; leave out device, which is {device!r}.")
+    model.to(device)
+    channels, size = info["input"]["channels"], info["input"]["size"]
+    metadata = {
+        "classes": "\n".join(map(str, info["classes"])),
+        "channels": str(channels),
+        "size": "x".join(map(str, size)),
+        "model": info["model"]["name"],
+        "involution": __version__,
+    }
+    example = torch.rand(2, channels, *size, device=device)
+    return export_model(model, example, path, format, metadata=metadata, opset_version=opset_version)
+
+
+def default_output(checkpoint: str | os.PathLike[str], format: str) -> Path:
+    """``run/best.pt`` becomes ``run/best.pt2``, ``run/best.aoti.pt2`` or ``run/best.onnx``."""
+    if format not in FORMATS:
+        raise ValueError(f"The format must be one of {', '.join(FORMATS)}, not {format!r}.")
+    suffix = {"pt2": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}[format]
+    return Path(checkpoint).with_suffix(suffix)
+
+
+def test_images(
+    info: dict[str, Any], data_path: str | os.PathLike[str] | None = None
+) -> tuple[int, Iterator[tuple[Tensor, Tensor]]]:
+    """The test images of the data that a checkpoint was trained on, as a deployed file takes them.
+
+    Args:
+        info: what :func:`deployable` returned.
+        data_path: where the data is now, if it moved.
+
+    Returns:
+        How many batches there are, and the batches: images ``(B, channels, H, W)`` from 0 to 1, and labels ``(B,)``.
+
+    Raises:
+        DataError: the data is not where it should be, or has other classes.
+        ImportError: a package that reads the data is missing.
+    """
+    from ..training import DataError, from_mapping
+    from ..training.data import TestOrder, load_data, make_loader, readable
+
+    changes = {} if data_path is None else {"data_path": str(data_path)}
+    config = from_mapping({**info["config"], **changes}, "the checkpoint")
+    channels = info["input"]["channels"]
+    config = config.changed(
+        mean=[0.0] * channels, std=[1.0] * channels
+    )  # the file's own normalisation does the rest
+    data = load_data(config)
+    if data.classes != info["classes"]:
+        raise DataError(
+            f"The data has the {len(data.classes)} classes {', '.join(data.classes)[:200]}, but the checkpoint was "
+            f"trained on the {len(info['classes'])} classes {', '.join(info['classes'])[:200]}."
+        )
+    loader = make_loader(
+        data.test, data.test_transform, TestOrder(len(data.test), BATCH), config, train=False
+    )
+    batches = readable(loader, config.on_bad_image, {})
+    return len(loader), ((batch.images, batch.labels) for batch in batches)

@@ -1,0 +1,57 @@
+"""A classifier with everything that its input needs inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Deployable(nn.Module):
+    """A model that takes images with values from 0 to 1: ``model((images - mean) / std)``.
+
+    Args:
+        model: takes normalised images ``(B, channels, *space)`` and returns one tensor.
+        mean: of each channel, of values from 0 to 1.
+        std: standard deviation of each channel.
+        dtype: what the model computes in. Images and results are float32, whatever it is.
+
+    Raises:
+        ValueError: ``mean`` and ``std`` do not have one positive number for each of the same channels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise ValueError(
+                "mean and std must have one number for each channel, of which those of std are positive, but they "
+                f"are {list(mean)} and {list(std)}."
+            )
+        self.model = model.to(dtype)
+        self.dtype = dtype
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Runs the model.
+
+        Args:
+            images: ``(B, channels, *space)``, float32, from 0 to 1.
+
+        Returns:
+            What the model returns, in float32.
+        """
+        channels = (-1, *(1 for _ in images.shape[2:]))
+        normalised = (images - self.mean.view(channels)) / self.std.view(channels)
+        return self.model(normalised.to(self.dtype)).float()

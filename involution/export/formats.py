@@ -1,0 +1,243 @@
+"""Writing and loading the files, one pair of functions for each format."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._build_info import build_info, rebuild_command
+from .program import export_program
+
+Runner = Callable[[Tensor], Tensor]
+
+METADATA_FILE = "involution.json"  # inside a pt2 file
+
+
+class ExportError(RuntimeError):
+    """A model cannot be exported to a format, or a file of it cannot be run here."""
+
+
+class Format(NamedTuple):
+    """One way to deploy.
+
+    Attributes:
+        suffix: what its files' names end with.
+        title: its name in words.
+        write: ``write(model, example, path, metadata, opset_version)``.
+        load: from a path to a function of a batch of images and the metadata.
+    """
+
+    suffix: str
+    title: str
+    write: Callable[[nn.Module, Tensor, Path, Mapping[str, str], int | None], None]
+    load: Callable[[Path], tuple[Runner, dict[str, str]]]
+
+
+def export_model(
+    model: nn.Module,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    format: str,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    opset_version: int | None = None,
+) -> Path:
+    """Writes a model of one map to a file that any batch and spatial size can be given to.
+
+    Args:
+        model: takes ``(batch, channels, *space)`` and returns a tensor, in ``eval()``. It is exported for the
+            device that it is on, except to ONNX, which knows none.
+        example: an input, on the model's device; the values do not matter. The spatial sizes are at least 2.
+        path: the file to write. What is written is complete or not there.
+        format: ``"pt2"``, ``"aoti"`` or ``"onnx"``; see ``involution.export``.
+        metadata: words to keep in the file, which :func:`load` gives back with one more, the ``device``.
+        opset_version: of an ONNX file's operators; see :func:`involution.onnx.export`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the format is unknown, the path does not end as it must, or the model is in training mode.
+        ImportError: a package that the format needs is missing; the message says how to install it.
+        ExportError: the format cannot hold this model, or something that it needs on this machine is missing.
+    """
+    chosen = _format(format)
+    path = Path(path)
+    if not path.name.endswith(chosen.suffix):
+        raise ValueError(
+            f"The name of a file of format {format!r} must end with {chosen.suffix!r}, but it is {path.name!r}."
+        )
+    if model.training:
+        raise ValueError("The model is in training mode. Call model.eval() first.")
+    kept = {**(metadata or {}), "device": "cpu" if format == "onnx" else example.device.type}
+    try:
+        # Under the same name, which some formats write into the file.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+            unfinished = Path(folder) / path.name
+            chosen.write(model, example, unfinished, kept, opset_version)
+            unfinished.replace(path)
+    except (ExportError, ImportError, OSError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{chosen.title} cannot export this {type(model).__name__}: {type(error).__name__}: {error}"
+        ) from error
+    return path
+
+
+def load(path: str | os.PathLike[str], format: str) -> tuple[Runner, dict[str, str]]:
+    """A file's model as a function from a batch on the CPU to a result there, and the file's metadata.
+
+    Args:
+        path: what :func:`export_model` wrote.
+        format: of the file.
+
+    Returns:
+        The function, and the metadata.
+
+    Raises:
+        ValueError: the format is unknown.
+        FileNotFoundError: there is no such file.
+        ImportError: a package that runs the format is missing; the message says how to install it.
+        ExportError: the file cannot be run here.
+    """
+    chosen = _format(format)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        return chosen.load(Path(path))
+    except (ExportError, ImportError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{chosen.title} file {path} cannot be run here: {type(error).__name__}: {error}"
+        ) from error
+
+
+# ---- torch.export ----
+
+
+def _write_pt2(
+    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], _: int | None
+) -> None:
+    extra = {METADATA_FILE: json.dumps(metadata)}
+    torch.export.save(export_program(model, (example,)), path, extra_files=extra)
+
+
+def _load_pt2(path: Path) -> tuple[Runner, dict[str, str]]:
+    extra = {METADATA_FILE: ""}
+    model = torch.export.load(path, extra_files=extra).module()
+
+    metadata = json.loads(extra[METADATA_FILE])
+
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(images.to(metadata["device"])).cpu()
+
+    return run, metadata
+
+
+# ---- AOTInductor ----
+
+
+def _write_aoti(
+    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], _: int | None
+) -> None:
+    from torch._inductor import config as inductor_config
+
+    info = build_info()
+    if info["extension"] is None:
+        raise ExportError(
+            "An AOTInductor package calls the operators of involution's compiled library, but involution was "
+            f"installed without it. Build it: {rebuild_command()}"
+        )
+    if example.is_cuda and info["cuda"] is None:
+        raise ExportError(
+            f"An AOTInductor package for CUDA calls involution's CUDA kernels. {info['no_cuda_reason']} "
+            f"Build them: INVOLUTION_BUILD=cuda {rebuild_command()}"
+        )
+    program = export_program(model, (example,))
+    configs: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
+    if hasattr(inductor_config.aot_inductor, "check_lowerbound"):
+        # torch.export calls an open size at least 2. Packages that check their inputs would refuse a single image.
+        configs["aot_inductor.check_lowerbound"] = False
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+    except Exception as error:
+        if "InvalidCxxCompiler" in f"{type(error).__name__}: {error}":
+            raise ExportError(
+                "AOTInductor makes machine code of the model with a C++ compiler, and found none that works. "
+                "Install g++, or name a compiler in the environment variable CXX."
+            ) from error
+        raise
+
+
+def _load_aoti(path: Path) -> tuple[Runner, dict[str, str]]:
+    package = torch._inductor.aoti_load_package(str(path))
+    metadata = package.get_metadata()
+
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return package(
+                images.to(metadata["device"]).contiguous()
+            ).cpu()  # it reads anything as contiguous
+
+    return run, metadata
+
+
+# ---- ONNX ----
+
+
+def _write_onnx(
+    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], opset_version: int | None
+) -> None:
+    from .. import onnx
+
+    onnx.export(
+        model,
+        (example,),
+        path,
+        input_names=["images"],
+        output_names=["scores"],
+        opset_version=opset_version,
+        metadata=metadata,
+    )
+
+
+def _load_onnx(path: Path) -> tuple[Runner, dict[str, str]]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            f"Running {path} needs ONNX Runtime, which cannot be imported: {error}. "
+            "Install it with: pip install -e '.[onnx]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+    return run, dict(session.get_modelmeta().custom_metadata_map)
+
+
+FORMATS = {
+    "pt2": Format(".pt2", "torch.export", _write_pt2, _load_pt2),
+    "aoti": Format(".pt2", "AOTInductor", _write_aoti, _load_aoti),
+    "onnx": Format(".onnx", "ONNX", _write_onnx, _load_onnx),
+}
+
+
+def _format(name: str) -> Format:
+    if name not in FORMATS:
+        raise ValueError(f"The format must be one of {', '.join(FORMATS)}, not {name!r}.")
+    return FORMATS[name]

@@ -1,0 +1,73 @@
+"""torch.export of a model of maps, with the batch and every spatial size left open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+AXIS_NAMES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
+
+
+def map_axes(example: Tensor) -> dict[int, str]:
+    """The axes of a ``(batch, channels, *space)`` tensor that differ from run to run, and their names.
+
+    Raises:
+        ValueError: the tensor does not have one, two or three spatial axes.
+    """
+    if example.dim() not in AXIS_NAMES:
+        raise ValueError(
+            "An example input must be (batch, channels, *space) with one, two or three spatial axes, but its shape "
+            f"is {tuple(example.shape)}. State dynamic_shapes, as for torch.export.export, for other inputs."
+        )
+    return {0: "batch", **dict(enumerate(AXIS_NAMES[example.dim()], start=2))}
+
+
+def export_program(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = "maps",
+) -> torch.export.ExportedProgram:
+    """``torch.export.export`` of a model in inference mode, by default for any batch and spatial size.
+
+    Args:
+        model: what to export, in ``eval()``.
+        args: example inputs. Sizes of 1 are constants to torch.export; where ``dynamic_shapes`` is ``"maps"``, a
+            batch of 1 is repeated, so that it stays open.
+        kwargs: example inputs by name.
+        dynamic_shapes: ``"maps"``: ``args`` is one tensor ``(batch, channels, *space)``, of which all sizes but
+            the channels are open. Otherwise as for ``torch.export.export``, where None leaves no size open.
+
+    Returns:
+        The exported program.
+
+    Raises:
+        ValueError: the model is in training mode, or ``dynamic_shapes="maps"`` does not fit the inputs.
+        Exception: what torch.export raises where it cannot export the model or leave a size open.
+    """
+    if model.training:
+        raise ValueError(
+            "The model is in training mode, in which normalisation and dropout differ from inference. "
+            "Call model.eval() first."
+        )
+    if dynamic_shapes == "maps":
+        if len(args) != 1 or not isinstance(args[0], Tensor) or kwargs:
+            raise ValueError(
+                'dynamic_shapes="maps" is for a model of one tensor. State dynamic_shapes, as for '
+                "torch.export.export, or None to leave no size open."
+            )
+        example = args[0]
+        sizes = {axis: torch.export.Dim.DYNAMIC for axis in map_axes(example)}
+        if any(example.shape[axis] < 2 for axis in list(sizes)[1:]):
+            raise ValueError(
+                "The spatial sizes of an example input must be at least 2 to be left open, but its shape is "
+                f"{tuple(example.shape)}."
+            )
+        # Repeated in memory, since strides of the example are taken for those of every input.
+        args = (torch.cat([example, example]) if example.shape[0] == 1 else example,)
+        dynamic_shapes = (sizes,)
+    with torch.no_grad():
+        return torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes)

@@ -1,0 +1,233 @@
+"""ONNX files of models that use involution, made of standard ONNX operators alone.
+
+:func:`export` is ``torch.onnx.export(dynamo=True)`` for such models. The three operations become Loops over kernel
+points (``involution._onnx_functions`` says why), so any runtime runs the file without a custom operator, and no
+map is ever unfolded. It needs onnx and onnxscript: ``pip install -e '.[onnx]'``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .export.program import export_program, map_axes
+
+__all__ = ["export"]
+
+LEAST_OPSET = 18  # the first whose operators the exporter of torch is written for
+BFLOAT16_OPSET = 22  # the first with convolutions of bfloat16
+
+Size = Sequence[int]
+
+
+def export(
+    model: nn.Module | torch.export.ExportedProgram,
+    args: tuple[Any, ...] = (),
+    path: str | os.PathLike[str] | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = "maps",
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset_version: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> torch.onnx.ONNXProgram:
+    """Exports a model to ONNX, with standard operators only.
+
+    Args:
+        model: in ``eval()``, or what torch.export made of it, with dynamic shapes as these are there.
+        args: example inputs; see :func:`involution.export.export_program`.
+        path: the file to write, or None to write none. The weights go into it, or beside it where they
+            take more than the 2 GB that an ONNX file may hold.
+        kwargs: example inputs by name.
+        dynamic_shapes: ``"maps"``: ``args`` is one tensor ``(batch, channels, *space)``, of which all sizes but
+            the channels are left open. Otherwise as for ``torch.export.export``; None leaves none open.
+        input_names: names of the inputs, by default those of the model's arguments.
+        output_names: names of the outputs.
+        opset_version: of ONNX's operators, 18 or later, which is the default; for models with bfloat16 weights 22
+            or later.
+        metadata: words for the file's ``metadata_props``.
+
+    Returns:
+        The program, as of ``torch.onnx.export``: its ``model_proto`` is the ONNX model.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing, or torch is older than 2.8.
+        ValueError: an argument is out of range, or the model is in training mode.
+        TypeError: a window of an operation depends on the sizes of tensors, which no ONNX operator can do.
+        Exception: what torch.export and torch.onnx.export raise for a model that they cannot export.
+    """
+    _require()
+    weights = model.state_dict().values()
+    bfloat16 = any(isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 for weight in weights)
+    least = BFLOAT16_OPSET if bfloat16 else LEAST_OPSET
+    opset_version = least if opset_version is None else opset_version
+    if opset_version < least:
+        of_what = "of a model with bfloat16 weights " if bfloat16 else ""
+        raise ValueError(f"The opset_version {of_what}must be at least {least}, not {opset_version}.")
+    names: Any = None
+    if not isinstance(model, torch.export.ExportedProgram):
+        names = (map_axes(args[0]),) if dynamic_shapes == "maps" and args else None
+        model = export_program(model, args, kwargs, dynamic_shapes)
+    program = torch.onnx.export(
+        model.run_decompositions(_PLACEHOLDERS),
+        dynamo=True,
+        dynamic_shapes=names,  # of an exported program, nothing but the names of sizes that are open
+        input_names=input_names,
+        output_names=output_names,
+        opset_version=opset_version,
+        optimize=False,
+        verbose=False,
+    )
+    assert program is not None
+    _define_functions(program)
+    _inline_functions(program)
+    _check_domains(program)
+    _forget_origin(program)
+    program.model.metadata_props.update(metadata or {})
+    if path is not None:
+        program.save(path, external_data=False)
+    return program
+
+
+def _require() -> None:
+    """Raises where a package that the export needs is missing."""
+    for name in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(
+                f"The export to ONNX needs {name}, which cannot be imported: {error}. "
+                "Install what it needs with: pip install -e '.[onnx]'"
+            ) from error
+    if not hasattr(torch.onnx, "ops"):
+        raise ImportError(
+            f"The export to ONNX needs torch 2.8 or later, but this is torch {torch.__version__}."
+        )
+
+
+# ---- the operations as calls of functions that are not there yet ----
+
+
+def _placeholder(operation: str, inputs: Sequence[Tensor], shape: Sequence[int], **window: Any) -> Tensor:
+    """A call of an ONNX function; the attributes say which, and are gone when it is defined."""
+    constants: dict[str, Any] = {}
+    for name, values in window.items():
+        if any(isinstance(value, torch.SymInt) for value in values):
+            raise TypeError(
+                f"The {name} of {operation} is {tuple(values)}, which depends on the sizes of tensors. The export to "
+                "ONNX needs integers that do not; only the sizes of maps can be left open."
+            )
+        constants[name] = [int(value) for value in values]
+    return torch.onnx.ops.symbolic(
+        f"involution::{operation}", inputs, constants, dtype=inputs[0].dtype, shape=shape, version=1
+    )
+
+
+def _involution(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> Tensor:
+    axes = len(stride)
+    shape = (*input.shape[:2], *weight.shape[2 + axes :])
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    return _placeholder(
+        "involution", (input, weight), shape, kernel_size=weight.shape[2 : 2 + axes], **window
+    )
+
+
+def _involution_transpose(
+    input: Tensor, weight: Tensor, output_size: Size, stride: Size, padding: Size, dilation: Size
+) -> Tensor:
+    # The one operation whose result's size does not follow from the tensors': it is an input of its own.
+    size = torch.stack([torch.scalar_tensor(length, dtype=torch.int64) for length in output_size])
+    shape = (*input.shape[:2], *output_size)
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    kernel_size = weight.shape[2 : 2 + len(stride)]
+    inputs = (input, weight, size)
+    return _placeholder("involution_transpose", inputs, shape, kernel_size=kernel_size, **window)
+
+
+def _local_correlation(
+    query: Tensor, key: Tensor, kernel_size: Size, groups: int, stride: Size, padding: Size, dilation: Size
+) -> Tensor:
+    shape = (query.shape[0], groups, *kernel_size, *query.shape[2:])
+    window = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    return _placeholder("local_correlation", (query, key), shape, groups=[groups], **window)
+
+
+_PLACEHOLDERS = {
+    torch.ops.involution.involution.default: _involution,
+    torch.ops.involution.involution_transpose.default: _involution_transpose,
+    torch.ops.involution.local_correlation.default: _local_correlation,
+}
+
+
+# ---- and the functions ----
+
+
+def _define_functions(program: torch.onnx.ONNXProgram) -> None:
+    """Gives every call the function that it is of; equal calls have one."""
+    import onnx_ir
+
+    from . import _onnx_functions as functions
+
+    model = program.model
+    known: dict[tuple, str] = {}
+    for node in model.graph.all_nodes():
+        if node.domain != functions.DOMAIN:
+            continue
+        attributes = {name: tuple(node.attributes[name].as_ints()) for name in node.attributes}
+        window = functions.Window(*(attributes[name] for name in functions.Window._fields))
+        dtype = int(node.inputs[0].dtype)  # type: ignore[union-attr, arg-type]
+        groups = attributes.get("groups", ())
+        key = (node.op_type, window, dtype, groups)
+        if key not in known:
+            known[key] = f"{node.op_type}_{len(known)}"
+            make = getattr(functions, node.op_type)
+            definition = make(window, dtype, model.opset_imports[""], *groups)
+            definition.name = known[key]
+            function = onnx_ir.from_proto(definition)
+            model.functions[function.identifier()] = function
+        node.op_type = known[key]
+        node.attributes.clear()
+
+
+def _inline_functions(program: torch.onnx.ONNXProgram) -> None:
+    """Puts the functions' nodes in the place of the calls, and simplifies."""
+    import onnx_ir
+    from onnx_ir.passes import common
+
+    common.InlinePass()(program.model)
+    weights = program.model.graph.initializers.values()
+    # The optimiser merges normalisations into convolutions, in float32: of bfloat16 it makes an invalid model.
+    if all(weight.dtype != onnx_ir.DataType.BFLOAT16 for weight in weights):
+        program.optimize()
+    common.NameFixPass()(program.model)  # a buffer may be called what an operator's output is
+
+
+def _check_domains(program: torch.onnx.ONNXProgram) -> None:
+    """Raises where a node is not of ONNX's standard operators."""
+    model = program.model
+    custom = {f"{node.domain}::{node.op_type}" for node in model.graph.all_nodes() if node.domain}
+    if custom or model.functions:
+        raise RuntimeError(
+            f"The exported model has operators that are not ONNX's own: {sorted(custom)}. This is a defect, "
+            "or another library's operators are in the model."
+        )
+    for domain in [domain for domain in model.opset_imports if domain]:
+        del model.opset_imports[domain]
+
+
+def _forget_origin(program: torch.onnx.ONNXProgram) -> None:
+    """Removes the stack traces of the export, which are half of a small file and name this machine's folders."""
+    graph = program.model.graph
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
