@@ -20,8 +20,6 @@ sample took less than two thirds of the median. Results go to benchmarks/results
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import statistics
 import sys
 import time
@@ -182,23 +180,6 @@ def validate(document: Any) -> None:
                 raise ValueError(f"Result {number} has no time of {name}.")
 
 
-def save(document: dict[str, Any], path: Path) -> None:
-    """Validates and writes a document; a run that is interrupted leaves the last whole one."""
-    validate(document)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    partial.replace(path)
-
-
-def default_path(described: dict[str, Any]) -> Path:
-    """``results/network-<device>-<date>.json``, with a number behind it if there is one already."""
-    device = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", described["device"].lower())).strip("-")
-    stem = f"network-{device}-{described['date'][:10]}"
-    names = [f"{stem}.json", *(f"{stem}-{number}.json" for number in range(2, 1000))]
-    return next(results.FOLDER / name for name in names if not (results.FOLDER / name).exists())
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, with the defaults of a quick run where one is asked for."""
     parser = argparse.ArgumentParser(
@@ -243,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "options": {name: getattr(options, name) for name in chosen},
         "results": [],
     }
-    output = options.output or default_path(described)
+    output = options.output or results.default_path(described, "network-")
     threads = f", {described['threads']} threads" if described["threads"] else ""
     print(f"{described['device']}{threads}, torch {described['torch']}, involution {described['involution']}")
     print(HEADER)
@@ -255,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     row = measure(mode, batch, layout, networks, options)
                     print(describe(row), flush=True)
                     document["results"].append(row)
-                    save(document, output)
+                    validate(document)
+                    results.write(document, output)
     except WrongNetworkError as error:
         print(error, file=sys.stderr)
         return 1

@@ -115,6 +115,7 @@ def load_checkpoint(model: RedNet, path: str | os.PathLike[str], *, head: bool =
 
     if change:
         model.stem.resize_involution(size)
+        model.train(model.training)  # what is frozen stays so
     model.load_state_dict({**kept, **wanted}, strict=True)
     report = LoadReport(os.fspath(path), official, len(wanted), tuple(left_out), size, change)
     if left_out or change:
