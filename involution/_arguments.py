@@ -84,9 +84,10 @@ def complete_window(
 
 def check_tensors(first: Tensor, first_name: str, second: Tensor, second_name: str) -> None:
     """Two floating-point tensors of one dtype and device. Under autocast, dtypes are made one later."""
-    for tensor, name in ((first, first_name), (second, second_name)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}.")
+    if not isinstance(first, Tensor):
+        raise TypeError(f"{first_name} must be a tensor, not {type(first).__name__}.")
+    if not isinstance(second, Tensor):
+        raise TypeError(f"{second_name} must be a tensor, not {type(second).__name__}.")
     dtype = first.dtype
     if dtype is not second.dtype and not _under_autocast(first.device.type):
         raise TypeError(
@@ -214,7 +215,12 @@ Answer = TypeVar("Answer")
 def _is_plain(value: object) -> bool:
     """Whether a value equals none of another kind that would be refused, as True equals 1."""
     kind = type(value)
-    return kind is int or kind is str or (kind is tuple and set(map(type, value)) == {int})  # type: ignore[call-overload]
+    if kind is not tuple:
+        return kind is int or kind is str
+    for element in value:  # type: ignore[attr-defined]
+        if type(element) is not int:
+            return False
+    return True
 
 
 def _remembered(check: Callable[..., Answer]) -> Callable[..., Answer]:

@@ -12,6 +12,9 @@ Recognition", CVPR 2021, section 3.
 All take float64, float32, float16 and bfloat16 (the half types are summed in float32), any strides and memory
 format, and return their result in the memory format of the first tensor. All are differentiable to any order.
 
+Under ``torch.autocast`` both tensors are cast to its dtype, in which the result comes back, as for convolutions:
+float64 is left alone, and so is a tensor on another device than autocast's.
+
 NaN and infinity are never lost. In float16 and bfloat16 on CUDA, one in the input of an involution or of its
 transpose can also make NaN of results that do not read it: of the same channel, in rows that do, with windows
 within 31 positions of it along the last axis, where tensor cores multiply it by zero. All else is as in the

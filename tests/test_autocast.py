@@ -122,6 +122,27 @@ def test_autocast_under_compile(backend: str) -> None:
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize("outside", [False, True], ids=["within", "around"])
+def test_a_layer_under_autocast_and_compile(outside: bool) -> None:
+    """Its kernels come from a softmax, which autocast runs in float32: the operation gets two dtypes."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = involution.InvolutionLayer(3, 8, 3, groups=2)
+
+    def within(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(x)
+
+    compiled = torch.compile(layer if outside else within, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 7, 6)
+    with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+        result = compiled(x)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result, within(x))
+    result.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
 # ---- training ----
 
 

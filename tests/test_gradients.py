@@ -125,6 +125,20 @@ def test_only_the_gradients_that_are_asked_for(operation: str, asked: str) -> No
 
 
 @EACH_OPERATION
+@pytest.mark.skipif(involution.build_info()["extension"] is None, reason="the reference keeps both tensors")
+def test_only_what_a_gradient_needs_is_kept(operation: str) -> None:
+    """A tensor is kept for the other one's gradient: a kernel tensor is large."""
+    function, (first, second) = differentiable(operation, small_cases(2)[0])
+    for asked, needed in ((first, second), (second, first)):
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            output = function(*(tensor if tensor is asked else tensor.detach() for tensor in (first, second)))
+        assert [tensor.data_ptr() for tensor in kept] == [needed.data_ptr()]
+        (gradient,) = torch.autograd.grad(output.sum(), asked)
+        assert torch.equal(gradient, torch.autograd.grad(function(first, second).sum(), asked)[0])
+
+
+@EACH_OPERATION
 def test_no_graph_without_gradients(operation: str) -> None:
     function, (first, second) = differentiable(operation, small_cases(2)[0])
     with torch.no_grad():
