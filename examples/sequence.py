@@ -10,7 +10,8 @@ kernel for all places, and leaves the choice to the nonlinearities around it. Th
 ``Involution1d`` and one with depthwise convolutions in its place, widened to at least as many parameters, and prints
 and draws what they make of it. Both have no norms, whose statistics are only noise to an exact answer.
 
-Run ``python examples/sequence.py`` where involution is installed with its extra ``demo``; it takes about a minute. The exit status is 1 if the involution leaves more than a hundredth of the signal's power as error.
+Run ``python examples/sequence.py`` where involution is installed with its extra ``demo``; it takes about a
+minute. The exit status is 1 if the involution leaves more than a hundredth of the signal's power as error.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ least as many parameters, and prints and draws which of the nine directions they
 Both find them. Under stronger noise (``--noise 2``) the convolution finds more: an involution makes each kernel from
 one place, and so from that place's noise.
 
-Run ``python examples/volume.py`` where involution is installed with its extra ``demo``; it takes about a minute. The exit status is 1 if the network with involution finds less than nine in ten.
+Run ``python examples/volume.py`` where involution is installed with its extra ``demo``; it takes about a
+minute. The exit status is 1 if the network with involution finds less than nine in ten.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Blocks(NamedTuple):
 
 
 def film(count: int, generator: torch.Generator, noise: float = 1.0) -> Blocks:
-    """Blocks of moving texture of standard deviation 1, and noise: what is at a place was one frame earlier one step back."""
+    """Blocks of texture and noise; what is at a place now was one step back a frame ago."""
     margin = FRAMES
     side = SIDE + 2 * margin
     texture = torch.randn(count, side, side, generator=generator)
