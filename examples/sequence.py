@@ -147,6 +147,7 @@ def draw(models: dict[str, nn.Module], test: Recording, path: Path) -> None:
     for (name, model), colour in zip(models.items(), ("#d62828", "#457b9d"), strict=True):
         with torch.no_grad():
             axes[0].plot(places, model(test.known[:1])[0, 0], color=colour, linewidth=1.2, label=name)
+    axes[0].margins(y=0.25)
     axes[0].legend(ncols=4, loc="upper right")
     axes[0].set(xlim=(begin, end), title="a recording with a varying time error, and its correction")
     for (name, model), panel in zip(models.items(), axes[1:], strict=True):
