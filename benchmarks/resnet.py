@@ -6,10 +6,12 @@ torchvision and timm have it; 25,557,032 parameters.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 PARAMETERS = 25_557_032
 
@@ -63,3 +65,18 @@ class ResNet(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(input)), inplace=True))
         return self.fc(self.layers(x).mean((2, 3)))
+
+
+def fold(model: ResNet) -> ResNet:
+    """A copy in evaluation mode, whose batch norms are folded into the convolutions before them."""
+    folded = copy.deepcopy(model).eval()
+    for module in list(folded.modules()):
+        for convolution, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")):
+            if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
+                setattr(
+                    module,
+                    convolution,
+                    fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)),
+                )
+                setattr(module, norm, nn.Identity())
+    return folded

@@ -230,6 +230,15 @@ def test_the_stem_takes_the_file_s_size(tmp_path, stem_size, caplog):
     torch.testing.assert_close(model(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_frozen_stays_so_when_the_stem_changes(tmp_path):
+    model = small(stem_kernel_size=7)
+    model.freeze_norms()
+    load_checkpoint(model, published(official(), tmp_path / "classifier.pth"))
+    layer = model.stem.involution
+    assert layer.kernel_size == (3, 3) and layer.training and not layer.norm.training
+    assert [p.requires_grad for p in layer.parameters()] == [True, False, False, True, True]
+
+
 def test_another_number_of_classes(tmp_path):
     path = published(official(classes=7), tmp_path / "classifier.pth")
     before = snapshot(model := small())
@@ -354,6 +363,8 @@ def test_a_damaged_file_is_explained_and_changes_nothing(tmp_path, name):
 def test_a_missing_file_and_a_network_without_memory(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_checkpoint(small(), tmp_path / "missing.pth")
+    with pytest.raises(TypeError, match="must be a RedNet, not Sequential"):
+        load_checkpoint(nn.Sequential(small()), tmp_path / "missing.pth")
     model = small(device="meta")
     with pytest.raises(CheckpointError, match="meta device"):
         load_checkpoint(model, published(official(), tmp_path / "classifier.pth"))

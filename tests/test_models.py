@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import involution
-from involution.models import FeaturePyramid, RedNet, create_model, list_models, rednet50, rednet_tiny
+from involution.models import FeaturePyramid, RedNet, create_model, fuse, list_models, rednet50, rednet_tiny
 from involution.models.blocks import DropPath
 
 # depth: blocks, parameters, published GFLOPs, multiply-adds of convolutions, involutions and head
@@ -338,6 +338,9 @@ def test_frozen_norms_stay_frozen():
     assert gradients and not any("norm" in name for name in gradients)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     model.freeze_stages(1)
+    model.freeze_stages(-1)
+    assert not any("norm" in name for name in step(model, x))
+    model.freeze_stages(1)
     model.freeze_norms(False)
     assert not any(p.requires_grad for p in model.stages[0].parameters())
     assert all(p.requires_grad for p in model.stages[1].parameters())
@@ -430,3 +433,31 @@ def test_export_with_any_size():
     for shape in ((2, 3, 37, 45), (3, 3, 64, 33), (5, 3, 18, 100)):
         x = torch.randn(shape)
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+# ---- inference ----
+
+
+@pytest.mark.parametrize("stem_kernel_size", [3, 7])
+def test_fused_is_the_same_function(stem_kernel_size):
+    model = tiny(stem_kernel_size=stem_kernel_size).double()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.running_var):
+                    tensor.uniform_(0.5, 2)
+                module.weight *= torch.randn_like(module.weight).sign()
+                module.bias.normal_(), module.running_mean.normal_()
+    x = torch.randn(2, 3, 45, 32, dtype=torch.float64)
+    before, fused = copy.deepcopy(model.state_dict()), fuse(model)
+    torch.testing.assert_close(fused(x), copy.deepcopy(model).eval()(x), rtol=1e-10, atol=1e-10)
+    assert model.training and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    norms = [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms == ["stem.norm2", *(f"stages.{s}.{b}.norm2" for s, b in ((0, 0), (0, 1), (1, 0)))]
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+
+
+def test_other_norms_are_not_fused():
+    model = tiny(norm_layer=lambda channels: nn.GroupNorm(1, channels)).eval()
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(fuse(model)(x), model(x))

@@ -1,6 +1,7 @@
 """RedNet, the network of the paper: building, checkpoints, features."""
 
 from .checkpoints import CheckpointError, LoadReport, from_checkpoint, load_checkpoint, save_official
+from .fusion import fuse
 from .official import from_official, to_official
 from .pyramid import FeaturePyramid
 from .rednet import RedNet
@@ -23,6 +24,7 @@ __all__ = [
     "create_model",
     "from_checkpoint",
     "from_official",
+    "fuse",
     "list_models",
     "load_checkpoint",
     "rednet26",

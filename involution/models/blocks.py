@@ -114,7 +114,8 @@ class Stem(nn.Module):
             dtype=weight.dtype,
         )
         self.involution.train(old.training)
-        self.involution.requires_grad_(weight.requires_grad)
+        for parameter, replaced in zip(self.involution.parameters(), old.parameters(), strict=True):
+            parameter.requires_grad_(replaced.requires_grad)
 
 
 class Shortcut(nn.Sequential):

@@ -83,7 +83,13 @@ def load_checkpoint(model: RedNet, path: str | os.PathLike[str], *, head: bool =
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is not a checkpoint, is truncated, or does not fit; the message says which.
+        TypeError: ``model`` is not a RedNet, but something around one.
     """
+    if not isinstance(model, RedNet):
+        raise TypeError(
+            f"model must be a RedNet, not {type(model).__name__}; load into the network itself, before it is compiled "
+            "or wrapped for several processes."
+        )
     state, official, others = _read(Path(path))
     expected = model.state_dict()
     if any(tensor.is_meta for tensor in expected.values()):
@@ -109,6 +115,7 @@ def load_checkpoint(model: RedNet, path: str | os.PathLike[str], *, head: bool =
 
     if change:
         model.stem.resize_involution(size)
+        model.train(model.training)  # what is frozen stays so
     model.load_state_dict({**kept, **wanted}, strict=True)
     report = LoadReport(os.fspath(path), official, len(wanted), tuple(left_out), size, change)
     if left_out or change:

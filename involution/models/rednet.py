@@ -222,6 +222,9 @@ class RedNet(nn.Module):
             part.requires_grad_(True)
         for part in parts[: stages + 1]:
             part.requires_grad_(False)
+        if self.frozen_norms:
+            for norm in self._norms():
+                norm.requires_grad_(False)
         self.frozen_stages = stages
         self.train(self.training)
 
