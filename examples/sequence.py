@@ -20,10 +20,12 @@ import argparse
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rival import parameters, smallest_not_below
 from torch import Tensor, nn
 
 from involution import Involution1d
@@ -77,18 +79,6 @@ def network(kind: str, channels: int) -> nn.Sequential:
 
     embed = [nn.Conv1d(2, channels, 5, padding=2), nn.ReLU()]
     return nn.Sequential(*embed, *block(), *block(), nn.Conv1d(channels, 1, 1))
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def smallest_not_below(kind: str, budget: int) -> int:
-    """How many channels give a network of this kind at least so many parameters."""
-    channels = 1
-    while parameters(network(kind, channels)) < budget:
-        channels += 1
-    return channels
 
 
 def inner(values: Tensor) -> Tensor:
@@ -187,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # the tensors are small
     torch.manual_seed(0)
     ours = network("involution", options.channels)
-    rival = network("convolution", smallest_not_below("convolution", parameters(ours)))
+    rival = smallest_not_below(parameters(ours), partial(network, "convolution"))
     test = record(64, torch.Generator().manual_seed(1))
     print(
         "What is left as error, as a share of the signal's power, on 64 recordings that no network has seen:"

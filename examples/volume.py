@@ -18,10 +18,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rival import parameters, smallest_not_below
 from torch import Tensor, nn
 
 from involution import Involution3d
@@ -79,18 +81,6 @@ def network(kind: str, channels: int) -> nn.Sequential:
     embed = [nn.Conv3d(1, channels, KERNEL, padding=1), nn.BatchNorm3d(channels), nn.ReLU()]
     head = [nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(channels, len(DIRECTIONS))]
     return nn.Sequential(*embed, *block(), *block(), *head)
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def smallest_not_below(kind: str, budget: int) -> int:
-    """How many channels give a network of this kind at least so many parameters."""
-    channels = 1
-    while parameters(network(kind, channels)) < budget:
-        channels += 1
-    return channels
 
 
 def fit(model: nn.Module, steps: int, noise: float, title: str, seed: int = 0) -> list[float]:
@@ -180,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # the tensors are small
     torch.manual_seed(0)
     ours = network("involution", options.channels)
-    rival = network("convolution", smallest_not_below("convolution", parameters(ours)))
+    rival = smallest_not_below(parameters(ours), partial(network, "convolution"))
     test = film(options.test, torch.Generator().manual_seed(1), options.noise)
     print(
         f"Of {options.test} blocks that no network has seen, with {len(DIRECTIONS)} directions to choose from:"

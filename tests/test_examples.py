@@ -71,11 +71,13 @@ def test_the_texture_moves_in_its_direction(monkeypatch):
 
 @pytest.mark.parametrize("name", ["sequence", "volume"])
 def test_the_rival_has_at_least_as_many_parameters(monkeypatch, name):
-    example = load(name, monkeypatch)
-    budget = example.parameters(example.network("involution", 16))
-    channels = example.smallest_not_below("convolution", budget)
-    assert example.parameters(example.network("convolution", channels)) >= budget
-    assert example.parameters(example.network("convolution", channels - 1)) < budget
+    example, rival = load(name, monkeypatch), load("rival", monkeypatch)
+    budget = rival.parameters(example.network("involution", 16))
+    network = rival.smallest_not_below(budget, lambda channels: example.network("convolution", channels))
+    channels = network[0].out_channels
+    assert (
+        rival.parameters(network) >= budget > rival.parameters(example.network("convolution", channels - 1))
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from training_cases import MODEL, curve, options
 
+from involution.evaluate import evaluate
 from involution.models import create_model
 from involution.training import runs as run_files
 from involution.training import state as state_module
@@ -76,8 +77,16 @@ def gradients(group: Processes) -> list[torch.Tensor]:
 
 def share(folder: Path, data: Path) -> None:
     """Writes gradients and the curve of a run, as this number of processes has them."""
-    state_module.create_model = model_without_batch_norm
     with processes("cpu") as group:
+        # Each process's norms see other images; the checkpoint must be what all of them were tested with.
+        tested = train(options(data, folder / "normed", epochs=1, batch_size=8), progress=False).history[0]
+        if group.main:
+            again = evaluate(folder / "normed", device="cpu", progress=False)
+            assert (again.accuracy, round(again.loss, 5)) == (
+                tested["test_accuracy"],
+                round(tested["test_loss"], 5),
+            )
+        state_module.create_model = model_without_batch_norm
         found = gradients(group)
         everywhere = group.gather([gradient.tolist() for gradient in found])
         assert all(gradient == everywhere[0] for gradient in everywhere)
