@@ -67,8 +67,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a checkpoint on the test images of its data, with the moving average of the weights if it has one.
 
-    On the machine that trained it, with the options it was trained with, the accuracy is exactly the one that the
-    checkpoint records.
+    On the machine that trained it by one process, with the options it was trained with, the accuracy is exactly the
+    one that the checkpoint records.
 
     Args:
         checkpoint: a file, or the folder of a run, whose last checkpoint is taken; by default the newest run in

@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from training_cases import Malicious
 
 from involution.models import create_model
 from involution.training import CheckpointError, load_model, read_checkpoint
@@ -127,14 +128,6 @@ def test_other_files_of_torch_are_refused(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="does not name the format"):
         read_checkpoint(tmp_path / "other.pt")
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda c, p: p.write_bytes(pickle.dumps(c))])

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import pytest
 import torch
-from training_cases import options, write_images
+from training_cases import Malicious, options, write_images
 
 from involution.training import Config, ConfigError, DataError, from_mapping
 from involution.training.cifar import PIXELS, load_cifar
 from involution.training.data import TestOrder, TrainingOrder, load_data, make_loader
 from involution.training.folder import load_folder
-from involution.training.images import BadImageError
+from involution.training.images import BadImageError, TensorImages
 from involution.training.transforms import (
     Normalize,
     RandomCrop,
@@ -148,14 +148,6 @@ def test_cifar_as_newer_tools_write_it(tmp_path):
     np.testing.assert_array_equal(load_cifar("cifar10", folder)[1].images.flatten(1).numpy(), pixels)
 
 
-class Malicious:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 def test_cifars_pickles_execute_nothing(tmp_path):
     folder = tmp_path / "cifar"
     write_cifar(folder, "cifar10", "python")
@@ -203,6 +195,14 @@ def test_damaged_cifar(tmp_path, version, file, damage, message):
 def test_missing_cifar(tmp_path):
     with pytest.raises(DataError, match="does not hold the files of cifar100"):
         load_cifar("cifar100", tmp_path)
+
+
+def test_statistics_of_bytes():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, 3, 4, 5), dtype=np.uint8))
+    mean, std = TensorImages(images, [0] * 7).statistics()
+    values = images.numpy() / 255
+    np.testing.assert_allclose(mean, values.mean((0, 2, 3)))
+    np.testing.assert_allclose(std, values.std((0, 2, 3)))
 
 
 # --- Folders ----------------------------------------------------------------------------------------------

@@ -146,6 +146,39 @@ def test_other_ways_to_train(data, tmp_path, settings):
     assert evaluate(result.path, progress=False).accuracy == result.accuracy
 
 
+def test_compiled_training_is_the_same_training(data, tmp_path, monkeypatch):
+    compile, compiled = torch.compile, []
+
+    def captured(model, **_):
+        compiled.append(model)
+        return compile(
+            model, backend="aot_eager"
+        )  # traced as ever, without the time that generating code takes
+
+    plain = train(options(data, tmp_path / "plain", epochs=1), progress=False)
+    monkeypatch.setattr(torch, "compile", captured)
+    result = train(options(data, tmp_path / "compiled", epochs=1, compile=True), progress=False)
+    assert len(compiled) == 1
+    for name, value in plain.history[0].items():
+        if name != "seconds":
+            assert result.history[0][name] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_few_epochs_on_digits(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    arguments = [
+        "--epochs=5",
+        "--warmup-epochs=1",
+        "--no-plot",
+        "--device=cpu",
+        f"--output={tmp_path / 'run'}",
+    ]
+    assert train_command.main(arguments) == 0
+    result = evaluate(tmp_path / "run", device="cpu", progress=False)
+    assert result.accuracy == result.recorded > 0.25  # a tenth by chance
+    assert "1437 images to train and 360 to test on" in capsys.readouterr().out
+
+
 def test_tensorboard(data, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

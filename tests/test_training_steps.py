@@ -156,7 +156,8 @@ def test_a_step_is_that_of_the_mean_loss():
     loss = -(wanted * log_likelihood).sum(1).mean()
     loss.backward()
     norm = math.sqrt(sum(p.grad.double().square().sum() for p in expected.parameters()))
-    stepper = make_stepper(model, label_smoothing=0.2, clip_grad_norm=norm / 4)
+    ema = ExponentialMovingAverage(model, 0.5)
+    stepper = make_stepper(model, ema=ema, label_smoothing=0.2, clip_grad_norm=norm / 4)
     result = stepper([batch], "here")
     assert result.taken
     assert result.loss / 6 == pytest.approx(loss.item(), rel=1e-5)
@@ -164,6 +165,8 @@ def test_a_step_is_that_of_the_mean_loss():
     assert result.correct == (log_likelihood.argmax(1) == batch.labels).sum()
     for before, after in zip(expected.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(after, before - 0.1 * before.grad / 4)
+    for before, after, average in zip(*(m.parameters() for m in (expected, model, ema.module)), strict=True):
+        torch.testing.assert_close(average, 0.1 * before + 0.9 * after)  # (1 + 0) / (10 + 0) of the first
     assert stepper.schedule.taken == 1
 
 

@@ -54,6 +54,16 @@ def options(data: Path, output: Path | None, **changes: Any) -> dict[str, Any]:
     return {**settings, **changes}
 
 
+class Malicious:
+    """Creates a file when a pickle of it is read with trust."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.path), "w"))
+
+
 def curve(history: list[dict[str, float]]) -> list[dict[str, float]]:
     """The history without the time it took."""
     return [{name: value for name, value in row.items() if name != "seconds"} for row in history]

@@ -6,6 +6,7 @@ FOLDER DATA`` trains in several processes.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from training_cases import MODEL, curve, options
 
+from involution.evaluate import evaluate
 from involution.models import create_model
 from involution.training import runs as run_files
 from involution.training import state as state_module
@@ -76,8 +78,15 @@ def gradients(group: Processes) -> list[torch.Tensor]:
 
 def share(folder: Path, data: Path) -> None:
     """Writes gradients and the curve of a run, as this number of processes has them."""
-    state_module.create_model = model_without_batch_norm
     with processes("cpu") as group:
+        # Each process's norms see other images; the checkpoint must be what all of them were tested with.
+        settings = options(data, folder / "normed", epochs=2, batch_size=8, warmup_epochs=0, lr=0.05)
+        tested = train(settings, progress=False).history[-1]
+        if group.main:
+            again = evaluate(folder / "normed", device="cpu", progress=False)
+            assert again.accuracy == tested["test_accuracy"]
+            assert math.isclose(again.loss, tested["test_loss"], rel_tol=1e-5), (again.loss, tested)
+        state_module.create_model = model_without_batch_norm
         found = gradients(group)
         everywhere = group.gather([gradient.tolist() for gradient in found])
         assert all(gradient == everywhere[0] for gradient in everywhere)

@@ -57,12 +57,12 @@ class Config:
     )
     mean: list[float] | None = option(
         None,
-        "mean of each channel, of values from 0 to 1; the data's own unless given",
+        "mean of each channel, of values from 0 to 1; else the data's own, of folders ImageNet's",
         kind=list,
         optional=True,
     )
     std: list[float] | None = option(
-        None, "standard deviation of each channel; the data's own unless given", kind=list, optional=True
+        None, "standard deviation of each channel; else as the mean", kind=list, optional=True
     )
     flip: bool | None = option(
         None, "mirror half the training images; on unless given, off for digits", kind=bool, optional=True

@@ -173,10 +173,10 @@ class _Run:
         if self.config.plot and self.group.main:
             draw_curves(state.history, self.path / runs.CURVES, f"{self.config.model} on {self.config.data}")
         self.group.wait()
-        self._say(
-            f"Test accuracy {100 * accuracy[-1]:.2f}% after {duration(time.monotonic() - began)}. In {self.path}: "
-            + ", ".join(sorted(entry.name for entry in self.path.iterdir()))
-        )
+        if self.talks:
+            files = ", ".join(sorted(entry.name for entry in self.path.iterdir()))
+            took = duration(time.monotonic() - began)
+            self._say(f"Test accuracy {100 * accuracy[-1]:.2f}% after {took}. In {self.path}: {files}")
         return Result(self.path, accuracy[-1], max(accuracy), state.history)
 
     def _introduce(self) -> None:
