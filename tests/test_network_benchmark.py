@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -18,6 +19,20 @@ def test_resnet50_is_the_published_one():
     strides = [(block.conv1.stride, block.conv2.stride) for stage in model.layers for block in stage[:1]]
     assert strides == [((1, 1), (1, 1)), *[((1, 1), (2, 2))] * 3]
     assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+
+
+def test_resnet50_is_torchvision_s():
+    models = pytest.importorskip(
+        "torchvision.models", reason="torchvision cannot be imported", exc_type=ImportError
+    )
+    torch.manual_seed(0)
+    theirs, ours = models.resnet50().eval(), resnet.ResNet().eval()
+    names = {
+        name: re.sub(r"^layer(\d)", lambda m: f"layers.{int(m[1]) - 1}", name) for name in theirs.state_dict()
+    }
+    ours.load_state_dict({names[name]: tensor for name, tensor in theirs.state_dict().items()})
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x))
 
 
 def test_folding_resnet_leaves_no_norm():
