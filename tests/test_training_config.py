@@ -42,9 +42,12 @@ def test_the_recipe_of_the_paper():
         "precision": "float32",
     }
     assert {name: getattr(config, name) for name in expected} == expected
-    assert (
-        round(config.warmup_epochs * (1281167 / 2048)) == 3128
-    )  # 3130 in the recipe, which counts whole steps
+    assert round(config.warmup * (1281167 / 2048)) == 3128  # 3130 in the recipe, which counts whole steps
+
+
+@pytest.mark.parametrize(("options", "warmup"), [({}, 2), ({"epochs": 1}, 0.25), ({"warmup_epochs": 0}, 0)])
+def test_warmup(options, warmup):
+    assert Config(**options).warmup == warmup
 
 
 def test_defaults_survive_json():

@@ -66,7 +66,7 @@ class State:
             config.epochs * steps,
             config.lr,
             config.min_lr,
-            round(config.warmup_epochs * steps),
+            round(config.warmup * steps),
             config.warmup_factor,
         )
         self.epoch = 0
