@@ -141,9 +141,9 @@ def draw(models: dict[str, nn.Module], test: Recording, path: Path) -> None:
     axes[0].legend(ncols=4, loc="upper right")
     axes[0].set(xlim=(begin, end), title="a recording with a varying time error, and its correction")
     for (name, model), panel in zip(models.items(), axes[1:], strict=True):
-        picture = response(model, test.known[0]).T
+        picture = response(model, test.known[0]).T.numpy()
         extent = (-0.5, LENGTH - 0.5, -KERNEL + 0.5, KERNEL - 0.5)
-        limit = float(picture.abs().max())
+        limit = abs(picture).max()
         panel.imshow(
             picture, aspect="auto", origin="lower", extent=extent, cmap="RdBu_r", vmin=-limit, vmax=limit
         )

@@ -127,7 +127,7 @@ def draw(found: dict[str, Tensor], losses: dict[str, list[float]], noise: float,
     panels = upper.subplots(2, FRAMES)
     for row, (blocks, title) in enumerate(((clean, "texture"), (noisy, "what is seen"))):
         for frame in range(FRAMES):
-            panels[row, frame].imshow(blocks.video[0, 0, frame], cmap="gray", vmin=-3, vmax=3)
+            panels[row, frame].imshow(blocks.video[0, 0, frame].numpy(), cmap="gray", vmin=-3, vmax=3)
             panels[row, frame].set(xticks=[], yticks=[])
             if row == 0:
                 panels[row, frame].set_title(f"frame {frame + 1}", fontsize=9)
@@ -142,7 +142,7 @@ def draw(found: dict[str, Tensor], losses: dict[str, list[float]], noise: float,
     axes[0].legend()
     for (name, matrix), panel in zip(found.items(), axes[1:], strict=True):
         share = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
-        panel.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        panel.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
         panel.set_xticks(range(len(DIRECTIONS)), DIRECTIONS, rotation=90)
         panel.set_yticks(range(len(DIRECTIONS)), DIRECTIONS)
         panel.set_title(f"{name}: {100 * float(matrix.trace() / matrix.sum()):.1f}% found")

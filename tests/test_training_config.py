@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -40,9 +42,12 @@ def test_the_recipe_of_the_paper():
         "precision": "float32",
     }
     assert {name: getattr(config, name) for name in expected} == expected
-    assert (
-        round(config.warmup_epochs * (1281167 / 2048)) == 3128
-    )  # 3130 in the recipe, which counts whole steps
+    assert round(config.warmup * (1281167 / 2048)) == 3128  # 3130 in the recipe, which counts whole steps
+
+
+@pytest.mark.parametrize(("options", "warmup"), [({}, 2), ({"epochs": 1}, 0.25), ({"warmup_epochs": 0}, 0)])
+def test_warmup(options, warmup):
+    assert Config(**options).warmup == warmup
 
 
 def test_defaults_survive_json():
@@ -129,6 +134,17 @@ def test_every_option_is_on_the_command_line(capsys):
     help = capsys.readouterr().out
     for entry in dataclasses.fields(Config):
         assert "--" + entry.name.replace("_", "-") in help
+
+
+def test_the_documentation_names_options_that_exist(capsys):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "training.md").read_text("utf-8")
+    torchruns = {"--nproc-per-node", "--nnodes", "--node-rank", "--rdzv-endpoint", "--help"}
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    named = set(re.findall(r"--[a-z-]+[a-z]", text)) - torchruns
+    assert len(named) > 10
+    assert named <= known
 
 
 def test_a_mistake_ends_the_command_with_a_sentence(capsys):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from involution.models import create_model
-from involution.training.config import Config
+from involution.training.config import Config, ConfigError
 from involution.training.data import Batch
-from involution.training.distributed import Processes, choose_device
+from involution.training.distributed import DeviceError, Processes, choose_device
 from involution.training.ema import ExponentialMovingAverage
 from involution.training.optimizer import make_optimizer, parameter_groups
 from involution.training.precision import Precision
@@ -245,7 +245,7 @@ def test_some_steps_may_be_left_out():
 
 
 def test_precisions_that_a_cpu_has_not():
-    with pytest.raises(ValueError, match="float16 is for CUDA"):
+    with pytest.raises(ConfigError, match="float16 is for CUDA"):
         Precision("float16", CPU)
 
 
@@ -253,12 +253,12 @@ def test_devices(monkeypatch):
     assert choose_device("cpu") == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == CPU
-    with pytest.raises(RuntimeError, match="sees no CUDA device"):
+    with pytest.raises(DeviceError, match="sees no CUDA device"):
         choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto", 1) == torch.device("cuda", 1)
-    with pytest.raises(RuntimeError, match="Process 2 of this machine has no GPU"):
+    with pytest.raises(DeviceError, match="Process 2 of this machine has no GPU"):
         choose_device("cuda", 2)
 
 

@@ -6,13 +6,22 @@ has the function that tests it.
 
 from .checkpoint import CheckpointError, load_model, read_checkpoint
 from .config import Config, ConfigError, from_mapping, read, shipped
+from .distributed import DeviceError
 from .images import BadImageError, DataError
 from .runs import newest_run
 from .step import NonFiniteError
 from .trainer import Result, train
 
 # What a command reports in a sentence, without a traceback.
-EXPECTED_ERRORS = (BadImageError, CheckpointError, ConfigError, DataError, FloatingPointError, ImportError)
+EXPECTED_ERRORS = (
+    BadImageError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    FloatingPointError,
+    ImportError,
+)
 
 __all__ = [
     "EXPECTED_ERRORS",
@@ -21,6 +30,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "DeviceError",
     "NonFiniteError",
     "Result",
     "from_mapping",

@@ -94,7 +94,12 @@ class Config:
     optimizer: str = option("adamw", "the optimiser", kind=str, choices=("sgd", "adamw"))
     lr: float = option(6e-3, "learning rate at its peak", kind=float)
     min_lr: float = option(0.0, "learning rate at the end", kind=float)
-    warmup_epochs: float = option(2.0, "epochs in which the learning rate rises to its cosine", kind=float)
+    warmup_epochs: float | None = option(
+        None,
+        "epochs in which the learning rate rises to its cosine; 2 unless given, or a quarter of less than 8",
+        kind=float,
+        optional=True,
+    )
     warmup_factor: float = option(0.01, "what it begins with, as a share", kind=float)
     momentum: float = option(0.9, "of SGD", kind=float)
     nesterov: bool = option(True, "Nesterov's momentum for SGD", kind=bool)
@@ -138,6 +143,11 @@ class Config:
             object.__setattr__(self, entry.name, value)
         _check_ranges(self)
         _check_together(self)
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up, given or not."""
+        return min(2.0, self.epochs / 4) if self.warmup_epochs is None else self.warmup_epochs
 
     def changed(self, **changes: Any) -> Config:
         """A copy with some options changed.
@@ -298,7 +308,7 @@ def _check_together(config: Config) -> None:
             raise ConfigError(f"The option 'crop_scale' is for folders; {config.data} has 'crop_padding'.")
     if config.min_lr > config.lr:
         raise ConfigError(f"The option 'min_lr' ({config.min_lr}) must not be more than 'lr' ({config.lr}).")
-    if config.warmup_epochs > config.epochs:
+    if config.warmup_epochs is not None and config.warmup_epochs > config.epochs:
         raise ConfigError(
             f"The option 'warmup_epochs' ({config.warmup_epochs:g}) must not be more than 'epochs' ({config.epochs})."
         )

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from .config import Config
 
 
+class DeviceError(RuntimeError):
+    """The device that is asked for is not there."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes that train together.
@@ -109,16 +113,16 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         local_rank: which of the machine's processes asks; each has its own GPU.
 
     Raises:
-        RuntimeError: a GPU is asked for and there is none, or there are fewer than processes.
+        DeviceError: a GPU is asked for and there is none, or there are fewer than processes.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RuntimeError(
+        raise DeviceError(
             "The device is to be cuda, but this torch sees no CUDA device; give --device cpu or auto."
         )
     if local_rank >= torch.cuda.device_count():
-        raise RuntimeError(
+        raise DeviceError(
             f"Process {local_rank} of this machine has no GPU of its own: there are {torch.cuda.device_count()}."
         )
     return torch.device("cuda", local_rank)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .config import ConfigError
+
 MIN_SCALE = 2.0**-20  # far below any scale that helps: the gradients themselves are not finite
 
 
@@ -25,12 +27,12 @@ class Precision:
             Training", ICLR 2018); does nothing for the other types.
 
     Raises:
-        ValueError: float16 on a CPU, where it is slow and has no use.
+        ConfigError: float16 on a CPU, where it is slow and has no use.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
         if name == "float16" and device.type == "cpu":
-            raise ValueError(
+            raise ConfigError(
                 "The precision float16 is for CUDA; on a CPU give --precision bfloat16 or float32."
             )
         self.device = device

@@ -41,8 +41,7 @@ class State:
         history: their numbers.
 
     Raises:
-        ConfigError: the model cannot be built.
-        ValueError: the device has not the precision.
+        ConfigError: the model cannot be built, or the device has not the precision.
     """
 
     def __init__(self, config: Config, data: Data, steps: int, group: Processes) -> None:
@@ -67,7 +66,7 @@ class State:
             config.epochs * steps,
             config.lr,
             config.min_lr,
-            round(config.warmup_epochs * steps),
+            round(config.warmup * steps),
             config.warmup_factor,
         )
         self.epoch = 0
