@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import cases
 import host_build
@@ -95,6 +96,25 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str, operation: st
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list threads in /proc")
+@native
+def test_work_is_shared_among_threads() -> None:
+    """Nothing else in the process starts torch's threads before the operator does."""
+    program = (
+        "import os, torch, involution\n"
+        "torch.set_num_threads(4)\n"
+        "x, w = torch.empty(8, 64, 32, 32), torch.empty(8, 4, 7, 7, 32, 32)\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "involution.involution2d(x, w, padding='same')\n"
+        "print(len(os.listdir('/proc/self/task')) - before, involution.build_info()['cpu_parallel'])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    started, parallel = run.stdout.split()
+    openmp = "backend: OpenMP" in torch.__config__.parallel_info()
+    assert parallel == "True", "the extension was compiled without OpenMP"
+    assert not openmp or started == "3", f"{started} threads were started beside the caller's"
 
 
 @EACH_DTYPE
