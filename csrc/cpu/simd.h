@@ -46,6 +46,12 @@ template <typename T>
 using Sum = typename Arithmetic<T>::Sum;
 template <typename T>
 using Vector = typename Arithmetic<T>::Vector;
+// A number that is known to the compiler.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 // T of a const T*.
 template <typename Pointer>
 struct Pointee;
