@@ -2,10 +2,10 @@
 //
 //   result[j, c] = sum over taps of weight[tap, j] * source[tap + j, c]
 //
-// A run of neighbouring results has its sums in registers. Taps whose sources lie side by side form a chain: a
-// pixel of the source is loaded once for all of its taps that meet it, and each kernel value is broadcast from
-// where it lies, whatever its strides. No vector crosses the end of a row, however narrow the map, or a line
-// of the cache.
+// A run of neighbouring results has its sums in registers. Taps whose sources lie side by side form a chain:
+// a pixel of the source is loaded once for all of its taps that meet it, and each kernel value is broadcast
+// from where it lies, whatever its strides. No vector crosses the end of a row, however narrow the map, or a
+// line of the cache.
 #pragma once
 
 #include "pixels.h"
@@ -18,10 +18,10 @@ constexpr int kRegisters = kVectorBytes == 64 ? 32 : 16;
 template <int kVectors>
 constexpr int kMostResults = (kRegisters - 1) / kVectors - 1 < 16 ? (kRegisters - 1) / kVectors - 1 : 16;
 
-// A chain of taps. Tap i meets, for result j of a row, the kernel value at weight + (i + j)*advance + i*turn and
-// the pixel i + j of those at `source`. The transposed operation has kernel values for the pixels first <= i + j <
-// last alone, and for the rows of results that read a row of the source that exists: depth and height say which
-// one the tile's first reads.
+// A chain of taps. Tap i meets, for result j of a row, the kernel value at weight + (i + j)*advance + i*turn
+// and the pixel i + j of those at `source`. The transposed operation has kernel values for the pixels first
+// <= i + j < last alone, and for the rows of results that read a row of the source that exists: depth and
+// height say which one the tile's first reads.
 struct Link {
   int64_t weight;
   int64_t turn;
@@ -33,7 +33,8 @@ struct Link {
   int64_t height;
 };
 
-// The links of all rows of results that have the same phase along the height, and of one phase along the width.
+// The links of all rows of results that have the same phase along the height, and of one phase along the
+// width.
 struct Links {
   int64_t begin;
   int64_t end;
@@ -41,6 +42,8 @@ struct Links {
   int64_t length;            // results of such a row
   int64_t block;             // how many of them are computed together
 };
+
+static_assert(sizeof(Link) == kLinkBytes && sizeof(Links) == kLinksBytes, "the plan makes room for them");
 
 // A row of results and what it is made of.
 template <typename S>
@@ -141,8 +144,8 @@ void gather_blocks(const LinkedRow<S>& row, const Links& links, R* to, int64_t p
 // Sizes of blocks that there is code for.
 constexpr int kBlocks[] = {16, 14, 8, 7, 6, 4, 2, 1};
 
-// The size for rows of `length` results: that with the fewest of them, where a block itself costs as much as one
-// and a half results.
+// The size for rows of `length` results: that with the fewest of them, where a block itself costs as much as
+// one and a half results.
 template <int kMost>
 int64_t best_block(int64_t length) {
   int64_t best = 1, least = INT64_MAX;
@@ -260,8 +263,9 @@ class LinkList {
 
 // The kernel values of a row, widened, as links of their own: tap after tap, result after result.
 template <typename T>
-INVOLUTION_INLINE void stage_links(const T* weights, const Link* links, const Links& list, LinkedRow<Sum<T>>& row,
-                                   int64_t advance, int64_t pitch, Link* staged_links, Sum<T>* staged) {
+INVOLUTION_INLINE void stage_links(const T* weights, const Link* links, const Links& list,
+                                   LinkedRow<Sum<T>>& row, int64_t advance, int64_t pitch, Link* staged_links,
+                                   Sum<T>* staged) {
   int64_t place = 0, count = 0;
   for (int64_t l = list.begin; l < list.end; ++l) {
     const Link& link = links[l];
@@ -271,7 +275,8 @@ INVOLUTION_INLINE void stage_links(const T* weights, const Link* links, const Li
       const int64_t begin = larger(0, link.first - i), end = smaller(list.length, link.last - i);
       const T* from = weights + link.weight + i * (advance + link.turn);
       if (begin < end) {
-        copy_in(from + begin * advance, 0, advance, staged + place + i * pitch + begin, pitch, 1, end - begin);
+        copy_in(from + begin * advance, 0, advance, staged + place + i * pitch + begin, pitch, 1,
+                end - begin);
       }
     }
     staged_links[count] = link;
@@ -362,8 +367,8 @@ void gather_channels_item(const Plan& plan, const Item& item, const T* weights, 
         }
       }
       if (in_place || (++waiting < together && h + 1 < item.count[kHeight])) continue;
-      copy_out(results, pitch, to - (waiting - 1) * strides.space[kHeight], strides.space[kWidth], strides.channel,
-               waiting * item.count[kWidth], item.channels);
+      copy_out(results, pitch, to - (waiting - 1) * strides.space[kHeight], strides.space[kWidth],
+               strides.channel, waiting * item.count[kWidth], item.channels);
       waiting = 0;
     }
   }

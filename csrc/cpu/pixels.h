@@ -11,8 +11,8 @@ INVOLUTION_INLINE void zero_pixels(S* to, int64_t count, int64_t pitch) {
   for (int64_t i = 0; i < count * pitch; i += kLanes<S>) store(to + i, Vector<S>{});
 }
 
-// `rows` rows of the positions first <= position < last, which follow each other in memory as the rows and the
-// channels do not, to their slots.
+// `rows` rows of the positions first <= position < last, which follow each other in memory as the rows and
+// the channels do not, to their slots.
 template <typename T>
 INVOLUTION_INLINE void scatter_pixels(const Plan& plan, const T* from, int64_t channel_stride, int64_t rows,
                                       int64_t first, int64_t last, int64_t shift, int64_t channels,
@@ -60,7 +60,8 @@ INVOLUTION_INLINE void copy_pixels(const T* from, int64_t stride, int64_t channe
       for (int64_t c = 0; c < pitch; c += kLanes<T>)
         store(to + c, c < channels ? load_some(pixel + c, channels - c) : Vector<T>{});
     } else {
-      for (int64_t c = 0; c < pitch; ++c) to[c] = c < channels ? load_one(pixel + c * channel_stride) : Sum<T>{};
+      for (int64_t c = 0; c < pitch; ++c)
+        to[c] = c < channels ? load_one(pixel + c * channel_stride) : Sum<T>{};
     }
   }
 }
@@ -92,8 +93,9 @@ void stage_pixels(const Plan& plan, const Item& item, const T* source, Sum<T>* s
   int64_t begun = -1, begun_depth = 0, begun_height = 0, rows = 0;
   const auto finish = [&] {
     if (rows > 0) {
-      scatter_pixels(plan, source + begun_depth * strides.space[kDepth] + begun_height * strides.space[kHeight] + first,
-                     strides.channel, rows, first, last, shift, item.channels, staged + begun * row_pitch);
+      scatter_pixels(
+          plan, source + begun_depth * strides.space[kDepth] + begun_height * strides.space[kHeight] + first,
+          strides.channel, rows, first, last, shift, item.channels, staged + begun * row_pitch);
     }
     rows = 0;
   };

@@ -13,7 +13,6 @@ constexpr int64_t kStagedBytes = 160 * 1024;
 constexpr int64_t kStagedPixelBytes = 256 * 1024;
 constexpr int64_t kSharedBytes = 512 * 1024;
 constexpr int64_t kFewestResults = 64;
-constexpr int64_t kLinkBytes = 64, kLinksBytes = 48;
 constexpr int64_t kWidestTile = 128;
 constexpr int64_t kMostChannels = 32;
 constexpr int64_t kCacheLine = 64;
@@ -198,9 +197,10 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
 
   plan.row_pitch = round_up(std::min(width.tile, width.result), lanes);
   const auto aligned = [](int64_t bytes) { return round_up(bytes, kCacheLine); };
-  // The source; kernel values, or a correlation's sums, of the rows at hand; their results, or the correlation's
-  // query; and the lists of what they are made of.
-  const int64_t staged = plan.channel_lanes ? plan.pixel_pitch * plan.channel_pitch : plan.channels * plan.channel_pitch;
+  // The source; kernel values, or a correlation's sums, of the rows at hand; their results, or the
+  // correlation's query; and the lists of what they are made of.
+  const int64_t staged =
+      plan.channel_lanes ? plan.pixel_pitch * plan.channel_pitch : plan.channels * plan.channel_pitch;
   if (plan.channel_lanes) plan.row_pitch = std::max(plan.row_pitch, kFewestResults);
   plan.weight_offset = aligned(staged * accumulate_bytes + kCacheLine);
   plan.result_offset = plan.weight_offset + aligned(rows_together * taps * plan.row_pitch * accumulate_bytes);
@@ -208,10 +208,12 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
   plan.tap_offset = plan.result_offset + aligned(result_channels * plan.row_pitch * accumulate_bytes);
   // Links: those of the item, and of a row.
   plan.stretch_offset =
-      plan.tap_offset + aligned(plan.channel_lanes ? 2 * taps * kLinkBytes : taps * static_cast<int64_t>(sizeof(Tap)));
+      plan.tap_offset +
+      aligned(plan.channel_lanes ? 2 * taps * kLinkBytes : taps * static_cast<int64_t>(sizeof(Tap)));
   const int64_t phases = std::min(height.phases, height.result) * std::min(width.phases, width.result);
-  plan.scratch_bytes =
-      plan.stretch_offset + aligned(plan.channel_lanes ? phases * kLinksBytes : 3 * depth.kernel * static_cast<int64_t>(sizeof(Stretch)));
+  plan.scratch_bytes = plan.stretch_offset +
+                       aligned(plan.channel_lanes ? phases * kLinksBytes
+                                                  : 3 * depth.kernel * static_cast<int64_t>(sizeof(Stretch)));
 
   plan.items = problem.batch * problem.groups * depth.tiles * height.tiles * width.tiles *
                (correlation ? 1 : plan.channel_blocks);

@@ -44,6 +44,10 @@ struct Chain {
   int64_t count;
 };
 
+// Sizes of what channels.h keeps of a chain, and of the chains of a row, in scratch.
+constexpr int64_t kLinkBytes = 64;
+constexpr int64_t kLinksBytes = 48;
+
 struct AxisPlan {
   AxisPlan() = default;
   AxisPlan(AxisPlan&&) = default;  // a copy's pointers would be those of the original
@@ -60,7 +64,7 @@ struct AxisPlan {
   std::vector<Run> runs;  // one for each kernel index
   std::vector<Segment> segments;
   std::vector<Chain> chains;
-  int64_t lowest;              // position of the first tile that has a slot
+  int64_t lowest;                 // position of the first tile that has a slot
   std::vector<int64_t> slots_of;  // of the positions from there on; -1 where there is none
 
   // The same for the kernels, which use nothing of the standard library.
