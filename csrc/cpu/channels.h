@@ -122,7 +122,8 @@ void gather_pixels(const LinkedRow<S>& row, int64_t j, R* to, int64_t pitch, int
   for (int p = 0; p < kResults; ++p) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      store_some(to + (j + p) * pitch + v * kLanes<S>, sums[p][v], channels - v * kLanes<S>);
+      const int64_t lanes = channels - v * kLanes<S>;  // of a last block's second vector there may be none
+      if (lanes > 0) store_some(to + (j + p) * pitch + v * kLanes<S>, sums[p][v], lanes);
     }
   }
 }
@@ -266,17 +267,27 @@ template <typename T>
 INVOLUTION_INLINE void stage_links(const T* weights, const Link* links, const Links& list,
                                    LinkedRow<Sum<T>>& row, int64_t advance, int64_t pitch, Link* staged_links,
                                    Sum<T>* staged) {
+  using S = Sum<T>;
   int64_t place = 0, count = 0;
   for (int64_t l = list.begin; l < list.end; ++l) {
     const Link& link = links[l];
     if (link.depth + row.depth < 0 || link.depth + row.depth >= row.source_depth) continue;
     if (link.height + row.height < 0 || link.height + row.height >= row.source_height) continue;
-    for (int64_t i = 0; i < link.count; ++i) {
-      const int64_t begin = larger(0, link.first - i), end = smaller(list.length, link.last - i);
-      const T* from = weights + link.weight + i * (advance + link.turn);
-      if (begin < end) {
-        copy_in(from + begin * advance, 0, advance, staged + place + i * pitch + begin, pitch, 1,
-                end - begin);
+    const int64_t step = advance + link.turn;  // from tap to tap
+    const T* values = weights + link.weight;
+    if (step == 1 && link.first <= 0 && link.last >= list.length + link.count - 1) {
+      copy_in(values, 1, advance, staged + place, pitch, link.count, list.length);
+    } else {
+      for (int64_t i = 0; i < link.count; ++i) {
+        const int64_t begin = larger(0, link.first - i), end = smaller(list.length, link.last - i);
+        if (begin >= end) continue;
+        const T* from = values + i * step + begin * advance;
+        S* to = staged + place + i * pitch + begin;
+        if (advance == 1 && begin == 0) {  // a row has room for whole vectors
+          for (int64_t j = 0; j < end; j += kLanes<T>) store(to + j, load_some(from + j, end - j));
+        } else {
+          copy_in(from, 0, advance, to, pitch, 1, end - begin);
+        }
       }
     }
     staged_links[count] = link;
