@@ -57,6 +57,15 @@ GEOMETRIES = {
     "wide kernel": Case(1, 1, 2, (3, 20), (1, 31), (1, 1), (0, 15), (1, 1)),
     "sequence": Case(2, 2, 12, (333,), (9,), (1,), (4,), (1,)),
     "volume": Case(1, 2, 6, (5, 6, 21), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    # Groups that fill vectors, which then lie along the channels.
+    "channels, one in the last block": Case(1, 2, 33, (4, 15), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "channels, long chains": Case(1, 2, 16, (3, 23), (2, 13), (1, 1), (0, 6), (1, 1)),
+    "channels, stride": Case(1, 2, 16, (15, 22), (5, 7), (2, 2), (2, 3), (1, 1)),
+    "channels, stride beyond the kernel": Case(1, 1, 16, (9, 50), (2, 2), (3, 5), (0, 1), (1, 1)),
+    "channels, dilation": Case(1, 2, 16, (9, 20), (3, 3), (1, 1), (2, 6), (2, 6)),
+    "channels, several tiles": Case(1, 1, 16, (3, 261), (3, 6), (1, 2), (1, 2), (1, 1)),
+    "channels, sequence": Case(2, 2, 16, (37,), (6,), (1,), (3,), (1,)),
+    "channels, volume": Case(1, 1, 17, (5, 6, 9), (3, 2, 3), (2, 1, 2), (1, 1, 1), (1, 1, 1)),
     "volume, strided": Case(1, 1, 5, (7, 8, 19), (2, 3, 3), (2, 1, 2), (1, 1, 1), (1, 2, 1)),
 }
 EACH_GEOMETRY = pytest.mark.parametrize("name", GEOMETRIES)
