@@ -85,6 +85,18 @@ def gencode_flags(decision: Decision) -> list[str]:
     return build_config.gencode_flags(chosen)
 
 
+def threading_flags() -> list[str]:
+    """The compiler's flags for torch's threads; says so where the CPU kernels will have to do without."""
+    import torch
+
+    compiler = os.environ.get("CXX") or "c++"  # as torch chooses it
+    flags = build_config.openmp_flags(compiler, torch.__config__.parallel_info())
+    if isinstance(flags, str):
+        say(f"the CPU kernels will use one thread, because {flags}.")
+        return []
+    return flags
+
+
 def cudart_link_arguments(home: Path) -> list[str]:
     """How to link the CUDA runtime, which the toolkit's packages for Python bring without libcudart.so."""
     for folder in (home / "lib64", home / "lib"):
@@ -150,7 +162,7 @@ def compiled_parts(decision: Decision) -> tuple[list[Extension], dict]:
     sources = sorted({*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")} - {"csrc/python.cpp"})
     make_extension = cpp_extension.CppExtension
     # No -std: each torch passes the standard that its headers need. No fast-math.
-    flags = {"cxx": ["-O3", "-g0"]}
+    flags = {"cxx": ["-O3", "-g0", *threading_flags()]}
     macros = []
     link_arguments = []
     if cuda:

@@ -123,16 +123,26 @@ OTHERS = (
     Case("sequence", 8, 512, (4096,), (31,)),
     Case("volume", 2, 64, (16, 56, 56), (3, 7, 7)),
 )
+# The same for a CPU, with fewer positions, so that the formulas that they are compared with end too; and one so
+# small that a call's own cost is what it takes.
+OTHERS_ON_CPU = (
+    Case("detection", 1, 256, (50, 84), (7, 7)),
+    Case("mask-head", 16, 256, (14, 14), (7, 7)),
+    Case("sequence", 1, 512, (1024,), (31,)),
+    Case("volume", 1, 64, (8, 28, 28), (3, 7, 7)),
+    Case("tiny", 1, 16, (6, 6), (3, 3)),
+)
 BATCHES = (1, 32, 256)
 
 
-def select(patterns: Sequence[str], batches: Sequence[int]) -> list[Case]:
-    """The cases whose names match a pattern, RedNet's at each of the batch sizes.
+def select(patterns: Sequence[str], batches: Sequence[int], device: str = "cuda") -> list[Case]:
+    """The cases of a kind of device whose names match a pattern, RedNet's at each of the batch sizes.
 
     Raises:
         ValueError: A pattern matches nothing.
     """
-    names = [case.name for case in (*REDNET, *OTHERS)]
+    others = OTHERS if device == "cuda" else OTHERS_ON_CPU
+    names = [case.name for case in (*REDNET, *others)]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ValueError(f"No shape is called {pattern!r}; there are {', '.join(names)}.")
@@ -141,7 +151,7 @@ def select(patterns: Sequence[str], batches: Sequence[int]) -> list[Case]:
         return any(fnmatch.fnmatchcase(case.name, pattern) for pattern in patterns)
 
     rednet = [replace(case, batch=batch) for batch in batches for case in REDNET if wanted(case)]
-    return rednet + [case for case in OTHERS if wanted(case)]
+    return rednet + [case for case in others if wanted(case)]
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ def describe(device: torch.device) -> dict[str, Any]:
         "triton": _version("triton"),
         "python": platform.python_version(),
         "involution": involution.__version__,
-        "built": {key: build.get(key) for key in ("torch", "cuda", "architectures", "compiler")},
+        "built": {
+            key: build.get(key) for key in ("torch", "cuda", "architectures", "compiler", "cpu_capability")
+        },
         "commit": (_output("git", "rev-parse", "HEAD") if shutil.which("git") else None),
         "uncommitted_changes": bool(dirty),
     }

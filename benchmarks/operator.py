@@ -10,6 +10,9 @@ time, and the program then ends with an error. The columns:
 kernel    median time of a call on the device, with operands and result not in the L2 cache (``timing``)
 GB/s      the bytes that an ideal implementation moves, each tensor once, over that time
 of copy   the time of a copy that moves as many bytes, measured in the same run, over that time
+of bound  on a CPU: the larger of that copy's time and of the multiply-adds at the rate of a large float32 matrix
+          product, also of the same run, over that time
+1 thread  on a CPU: the time with one thread over that with all, both warm
 warm      the same operands again and again: in the cache as far as they fit. Not the headline
 host      what an eager call costs the calling thread, without and with gradients: for ``forward`` the call on
           tensors that need none and on tensors that need them; for a gradient the bare operation, and the whole
@@ -39,7 +42,7 @@ from torch import Tensor
 import involution
 from involution import _library
 
-from . import environment, results, timing
+from . import environment, results, summary, timing
 from .cases import BATCHES, DTYPES, LAYOUTS, OPERATIONS, Case, Tensors, make_tensors, select
 from .check import WrongAnswerError, check
 from .rivals import RIVALS, Rival
@@ -88,6 +91,7 @@ class Bench:
     rotation: int  # bytes that the copies of the operands pass together
     roof: timing.CopyRoof
     rivals: Sequence[Rival]
+    multiply_adds: float | None  # per second, of a matrix product; on a CPU
 
     @torch.no_grad()
     def measure(
@@ -121,7 +125,9 @@ class Bench:
                     "copy_us",
                 )
             ),
-            **dict.fromkeys(("copy_share", "host_us", "host_grad_us")),
+            **dict.fromkeys(
+                ("copy_share", "bound_us", "bound_share", "single_us", "host_us", "host_grad_us")
+            ),
             "rivals": {},
         }
         try:
@@ -145,6 +151,10 @@ class Bench:
             copy_us=copy * 1e6,
             copy_share=copy / cold.seconds,
         )
+        if self.multiply_adds:
+            bound = max(copy, case.multiply_adds / self.multiply_adds)
+            row.update(bound_us=bound * 1e6, bound_share=bound / cold.seconds)
+            row["single_us"] = self._single(call_of(operation, case, operands))
         if self.device.type == "cuda":
             bare, recorded = eager_calls(operation, case, operands)
         else:
@@ -161,6 +171,17 @@ class Bench:
 
     def _time(self, calls: Sequence[Callable[[], Any]]) -> timing.Measurement:
         return timing.kernel_time(calls, self.device, self.effort)
+
+    def _single(self, call: Callable[[], Any]) -> float | None:
+        """Microseconds with one thread; None where there is no other."""
+        threads = torch.get_num_threads()
+        if threads == 1:
+            return None
+        torch.set_num_threads(1)
+        try:
+            return self._time([call]).seconds * 1e6
+        finally:
+            torch.set_num_threads(threads)
 
     def _copies(self, moved: int, scratch: int = 0, kept: int = 0) -> int:
         """Copies that pass the cache, or as many as half the free memory holds."""
@@ -212,6 +233,8 @@ def describe(row: dict[str, Any]) -> str:
     host = f"{row['host_us']:.1f}/{row['host_grad_us']:.1f}"
     noise = _noise(row["kernel_us"], row["fastest_us"])
     text = f"{head}{row['kernel_us']:>10.1f}{noise:1}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
+    text += "        -" if row["bound_share"] is None else f"{row['bound_share']:>9.1%}"
+    text += "        -" if row["single_us"] is None else f"{row['single_us'] / row['warm_us']:>9.2f}"
     text += f"{row['warm_us']:>11.1f}{host:>13}  "
     parts = []
     for name, rival in row["rivals"].items():
@@ -225,7 +248,7 @@ def describe(row: dict[str, Any]) -> str:
 
 HEADER = (
     f"  {'operation':<16}{'dtype':<10}{'layout':<17}{'kernel us':>11}{'GB/s':>9}{'of copy':>9}"
-    f"{'warm us':>11}{'host us':>13}  rivals' time over ours"
+    f"{'of bound':>9}{'1 thread':>9}{'warm us':>11}{'host us':>13}  rivals' time over ours"
 )
 
 
@@ -249,6 +272,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rivals", nargs="*", choices=RIVALS, metavar="RIVAL", help=f"of {', '.join(RIVALS)}; or nothing")
     add("--quick", action="store_true", help="one small shape, no compiled rivals, few repetitions")
     add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE-DATE.json")
+    add("--append", action="store_true", help="keep the rows that OUTPUT has, of the same machine and commit")
     add("--seconds", type=float, help="to spend on a measurement, at most 50 samples (default: 0.2)")
     add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own)")
     options = parser.parse_args(arguments)
@@ -258,14 +282,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     small = options.quick or options.device == "cpu"
     stages = ["rednet-1", "rednet-2", "rednet-3", "rednet-4"]
     options.shapes = options.shapes or (["rednet-4"] if options.quick else stages if small else ["*"])
-    options.batch = options.batch or ([1] if small else list(BATCHES))
+    options.batch = options.batch or ([1] if options.quick else [8] if small else list(BATCHES))
     options.dtypes = options.dtypes or (["float32"] if small else ["float32", "bfloat16", "float16"])
     options.layouts = options.layouts or (["contiguous"] if small else ["contiguous", "channels_last"])
     options.ops = options.ops or list(OPERATIONS)
     if options.rivals is None:
-        options.rivals = ["unfold", "depthwise"] if options.quick else list(RIVALS)
+        options.rivals = list(RIVALS)
+        if small:
+            options.rivals = (
+                ["unfold", "depthwise"] if options.quick else ["unfold", "reference", "depthwise"]
+            )
+    if options.append and not (options.output and options.output.exists()):
+        parser.error("--append needs --output with the name of a file that is there.")
     try:
-        options.cases = select(options.shapes, options.batch)
+        options.cases = select(options.shapes, options.batch, options.device)
     except ValueError as error:
         parser.error(str(error))
     return options
@@ -308,7 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rotation = 0 if options.quick else min(CACHES * cache, MOST_ROTATION[device.type])
     large = (1 << 25) if options.quick else (1 << 28)
     roof = timing.CopyRoof(device, effort, rotation, large)
-    bench = Bench(device, effort, rotation, roof, [RIVALS[name] for name in options.rivals])
+    rate = timing.matmul_rate(effort, 512 if options.quick else 2048) if device.type == "cpu" else None
+    bench = Bench(device, effort, rotation, roof, [RIVALS[name] for name in options.rivals], rate)
     described = environment.describe(device)
     document: dict[str, Any] = {
         "schema": results.SCHEMA,
@@ -319,9 +350,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "results": [],
     }
     output = options.output or results.default_path(described)
+    if options.append:
+        try:
+            results.merge(document, results.load(output))
+        except ValueError as error:
+            sys.exit(f"{output} cannot be added to: {error}")
     built = "with its CUDA kernels" if described["built"]["cuda"] else "without CUDA kernels"
+    if device.type == "cpu":
+        built = f"with its kernels for {described['built']['cpu_capability']}"
+        built = built if described["built"]["cpu_capability"] else "without its extension"
     print(f"{described['device']}, torch {described['torch']}, involution {described['involution']} {built}")
     print(f"A large copy: {large / roof.seconds(large) * 1e-9:.1f} GB/s, read and written.")
+    if rate is not None:
+        print(f"A large matrix product: {rate * 1e-9:.1f} G multiply-adds/s in float32.")
     if not document["environment"]["cold"]:
         print(
             f"Not cold: operands rotate through {rotation >> 20} MiB, the last cache has {cache >> 20} MiB."
@@ -334,6 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.save(document, output)
     document["environment"]["clocks_after"] = environment.clocks(device)
     results.save(document, output)
+    if device.type == "cpu":
+        print(*summary.summarise(document["results"]), sep="\n")
     print(f"Written to {output}.")
     if failed:
         print("At least one result is wrong; see REFUSED above.", file=sys.stderr)

@@ -47,6 +47,9 @@ _ROW = {
     "gb_per_s": _OPTIONAL,
     "copy_us": _OPTIONAL,  # a copy that moves as many bytes
     "copy_share": _OPTIONAL,
+    "bound_us": _OPTIONAL,  # on a CPU: the larger of the copy's time and that of the multiply-adds
+    "bound_share": _OPTIONAL,
+    "single_us": _OPTIONAL,  # on a CPU: warm, with one thread
     "host_us": _OPTIONAL,
     "host_grad_us": _OPTIONAL,
     "rivals": dict,
@@ -101,6 +104,22 @@ def write(document: Mapping[str, Any], path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     partial.replace(path)
+
+
+def merge(document: dict[str, Any], earlier: Mapping[str, Any]) -> None:
+    """Puts the rows of an earlier document of the same machine, torch and commit before those of this one.
+
+    Raises:
+        ValueError: It is of another.
+    """
+    for key in ("device", "torch", "commit", "threads"):
+        ours, theirs = document["environment"].get(key), earlier["environment"].get(key)
+        if ours != theirs:
+            raise ValueError(f"The earlier results are of another {key}: {theirs!r}, not {ours!r}.")
+    document["results"][:0] = earlier["results"]
+    document["options"] = {
+        "parts": [*earlier["options"].get("parts", [earlier["options"]]), document["options"]]
+    }
 
 
 def default_path(environment: Mapping[str, Any], prefix: str = "") -> Path:

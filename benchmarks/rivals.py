@@ -110,6 +110,18 @@ def _why_not_unfold(operation: str, case: Case, layout: str, device: torch.devic
     return "torch.nn.functional.unfold has no 3D form" if case.axes == 3 else None
 
 
+# --- The definition ---------------------------------------------------------------------------------------
+
+
+def _bind_reference(operation: str, case: Case) -> Binding:
+    window = (case.stride, case.padding, case.dilation)
+    if operation == "forward":
+        return lambda t: lambda: reference.involution(t.x, t.w, *window)
+    if operation == "input_gradient":
+        return lambda t: lambda: reference.involution_transpose(t.y, t.w, case.input_size, *window)
+    return lambda t: lambda: reference.local_correlation(t.y, t.x, case.kernel_size, case.groups, *window)
+
+
 # --- Compiled formulas ------------------------------------------------------------------------------------
 
 
@@ -246,6 +258,7 @@ RIVALS = {
     for rival in (
         Rival("plain", _bind_plain, _why_not_plain, accumulates_wide=True),
         Rival("unfold", _bind_unfold, _why_not_unfold, _products_bytes, _kept_by_unfold),
+        Rival("reference", _bind_reference, _why_not_compiled, accumulates_wide=True),
         # In the worst case the compiler fuses nothing.
         Rival("unfold-compiled", _bind_unfold_compiled, _why_not_unfold, _products_bytes),
         Rival("shift-compiled", _bind_shift_compiled, _why_not_compiled),

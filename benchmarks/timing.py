@@ -160,6 +160,12 @@ class CopyRoof:
         return kernel_time(calls, self.device, self.effort).seconds
 
 
+def matmul_rate(effort: Effort, size: int = 2048) -> float:
+    """Multiply-adds per second of a large float32 matrix product on the CPU, with the threads that torch has."""
+    a, b = torch.randn(2, size, size)
+    return size**3 / _wall_clock([lambda: a @ b], effort).seconds
+
+
 def copies_for(size: int, rotation: int) -> int:
     """How many copies of operands and result of this size together pass ``rotation`` bytes; at least two."""
     return max(2, min(1024, -(-rotation // max(1, size)))) if rotation > 0 else 1

@@ -87,4 +87,12 @@ at::Tensor local_correlation_cpu(const at::Tensor& query, const at::Tensor& key,
 
 std::string cpu_capability() { return kernels().name; }
 
+bool cpu_parallel() {
+#ifdef INTRA_OP_PARALLEL
+  return true;
+#else
+  return false;
+#endif
+}
+
 }  // namespace involution

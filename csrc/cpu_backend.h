@@ -21,4 +21,7 @@ at::Tensor local_correlation_cpu(const at::Tensor& query, const at::Tensor& key,
 // The instruction set that the kernels use here: "avx512", "avx2" or "default".
 std::string cpu_capability();
 
+// Whether items of work are shared among torch's threads; not where the compiler had no OpenMP.
+bool cpu_parallel();
+
 }  // namespace involution

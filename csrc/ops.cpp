@@ -27,6 +27,7 @@ TORCH_LIBRARY(involution, library) {
       "SymInt[] padding, SymInt[] dilation) -> Tensor",
       tags);
   library.def("cpu_capability() -> str", &involution::cpu_capability);
+  library.def("cpu_parallel() -> bool", &involution::cpu_parallel);
 }
 
 TORCH_LIBRARY_IMPL(involution, CPU, library) {

@@ -38,6 +38,8 @@ def build_info() -> dict[str, object]:
         - ``cpu_capability``: the instruction set that the native CPU kernels use on this machine, ``"avx512"``,
           ``"avx2"`` or ``"default"``, or None where there are no native kernels. The environment variable
           ``INVOLUTION_CPU_CAPABILITY`` asks for another.
+        - ``cpu_parallel``: whether these kernels use torch's threads, or one alone because the compiler had no
+          OpenMP; None where there are no native kernels.
     """
     info = _compiled_info()
     if info is None:
@@ -51,10 +53,15 @@ def build_info() -> dict[str, object]:
             "asked for that or because the installation found no C++ compiler.",
             "compiler": None,
             "cpu_capability": None,
+            "cpu_parallel": None,
         }
     loaded = hasattr(torch.ops.involution, "cpu_capability")
-    capability = torch.ops.involution.cpu_capability() if loaded else None
-    return {**info, "extension": _path_of("_ops"), "cpu_capability": capability}
+    return {
+        **info,
+        "extension": _path_of("_ops"),
+        "cpu_capability": torch.ops.involution.cpu_capability() if loaded else None,
+        "cpu_parallel": torch.ops.involution.cpu_parallel() if loaded else None,
+    }
 
 
 def library_path() -> str:

@@ -26,6 +26,7 @@ from benchmarks import (
     results,
     rivals,
     sass,
+    summary,
     timing,
 )
 from involution import _library
@@ -68,6 +69,9 @@ def test_every_shape_is_there():
     assert (by_name["mask-head"].batch, by_name["mask-head"].input_size) == (512, (14, 14))
     assert (by_name["sequence"].channels, by_name["sequence"].kernel_size) == (512, (31,))
     assert by_name["volume"].kernel_size == (3, 7, 7)
+    on_cpu = cases.select(["*"], [8], "cpu")
+    assert {case.name for case in on_cpu} == {*by_name, "tiny"}
+    assert max(case.multiply_adds for case in on_cpu) < 5e8
     with pytest.raises(ValueError, match="No shape is called 'rednet-9'"):
         cases.select(["rednet-9"], [1])
 
@@ -208,6 +212,62 @@ def test_a_quick_run(record):
         assert unfold["ratio"] == pytest.approx(unfold["us"] / row["kernel_us"])
     assert {"torch", "commit", "cold", "clocks_after"} <= document["environment"].keys()
     assert str(ROOT) not in record.read_text("utf-8")
+
+
+def test_a_cpu_has_a_bound_and_one_thread(record):
+    document = results.load(record)
+    for row in document["results"]:
+        assert row["bound_us"] >= row["copy_us"]
+        assert row["bound_share"] == pytest.approx(row["bound_us"] / row["kernel_us"])
+        assert (row["single_us"] is None) == (document["environment"]["threads"] == 1)
+
+
+def test_a_run_adds_to_an_earlier_one(tmp_path, capsys):
+    arguments = ["--ops", "forward", "--rivals", "reference"]
+    code, first = run(tmp_path, *arguments)
+    assert code == 0 and "us" in first["results"][0]["rivals"]["reference"]
+    code, both = run(tmp_path, *arguments, "--append", "--layouts", "channels_last")
+    assert code == 0
+    assert [row["layout"] for row in both["results"]] == ["contiguous", "channels_last"]
+    assert both["results"][0] == first["results"][0] and len(both["options"]["parts"]) == 2
+    assert "time of channels_last over contiguous" in capsys.readouterr().out
+    other = copy.deepcopy(first)
+    other["environment"]["device"] = "another"
+    with pytest.raises(ValueError, match="another device: 'another'"):
+        results.merge(first, other)
+    with pytest.raises(SystemExit):
+        operator.parse(["--append", "--output", str(tmp_path / "none.json")])
+
+
+def test_a_summary_adds_up(record):
+    (row,) = [row for row in results.load(record)["results"] if row["operation"] == "forward"]
+
+    def made(case="rednet-1", **changes):
+        rivals = {"unfold": {"us": changes.pop("unfold")}} if "unfold" in changes else {}
+        usual = {"bound_us": 50.0, "warm_us": 80.0, "single_us": 160.0, "kernel_size": [7, 7]}
+        return {**row, "case": case, "rivals": rivals, **usual, **changes}
+
+    rows = [
+        made(kernel_us=100.0, unfold=5000.0),
+        made("rednet-2", kernel_us=100.0, unfold=3000.0, single_us=120.0),
+        made(operation="input_gradient", kernel_us=200.0, unfold=4000.0),
+        made(kernel_us=150.0, dtype="bfloat16"),
+        made(kernel_us=125.0, layout="channels_last", bound_us=100.0),
+    ]
+    lines = summary.summarise(rows)
+    said = {line[:58].strip(): line[58:].split() for line in lines}
+
+    def figures(title):
+        return float(said[title][0]), float(said[title][2])
+
+    assert figures("unfold over ours, RedNet, forward") == (40, 30)
+    assert figures("unfold over ours, RedNet, forward and both gradients") == (30, 20)
+    assert figures("share of the machine's bound, K = 7, contiguous") == (0.375, 0.25)
+    assert figures("share of the machine's bound, K = 7, channels_last") == (0.8, 0.8)
+    assert figures("time of bfloat16 over float32") == (1.5, 1.5)
+    assert figures("time of channels_last over contiguous, float32") == (1.25, 1.25)
+    assert figures("time of one thread over all, warm")[1] == 1.5
+    assert not any("float16 over" in line and "bfloat16" not in line for line in lines)
 
 
 def test_a_broken_record_is_refused(record):

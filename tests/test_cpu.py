@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import cases
 import host_build
@@ -56,6 +57,15 @@ GEOMETRIES = {
     "wide kernel": Case(1, 1, 2, (3, 20), (1, 31), (1, 1), (0, 15), (1, 1)),
     "sequence": Case(2, 2, 12, (333,), (9,), (1,), (4,), (1,)),
     "volume": Case(1, 2, 6, (5, 6, 21), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    # Groups that fill vectors, which then lie along the channels.
+    "channels, one in the last block": Case(1, 2, 33, (4, 15), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "channels, long chains": Case(1, 2, 16, (3, 23), (2, 13), (1, 1), (0, 6), (1, 1)),
+    "channels, stride": Case(1, 2, 16, (15, 22), (5, 7), (2, 2), (2, 3), (1, 1)),
+    "channels, stride beyond the kernel": Case(1, 1, 16, (9, 50), (2, 2), (3, 5), (0, 1), (1, 1)),
+    "channels, dilation": Case(1, 2, 16, (9, 20), (3, 3), (1, 1), (2, 6), (2, 6)),
+    "channels, several tiles": Case(1, 1, 16, (3, 261), (3, 6), (1, 2), (1, 2), (1, 1)),
+    "channels, sequence": Case(2, 2, 16, (37,), (6,), (1,), (3,), (1,)),
+    "channels, volume": Case(1, 1, 17, (5, 6, 9), (3, 2, 3), (2, 1, 2), (1, 1, 1), (1, 1, 1)),
     "volume, strided": Case(1, 1, 5, (7, 8, 19), (2, 3, 3), (2, 1, 2), (1, 1, 1), (1, 2, 1)),
 }
 EACH_GEOMETRY = pytest.mark.parametrize("name", GEOMETRIES)
@@ -95,6 +105,25 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str, operation: st
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list threads in /proc")
+@native
+def test_work_is_shared_among_threads() -> None:
+    """Nothing else in the process starts torch's threads before the operator does."""
+    program = (
+        "import os, torch, involution\n"
+        "torch.set_num_threads(4)\n"
+        "x, w = torch.empty(8, 64, 32, 32), torch.empty(8, 4, 7, 7, 32, 32)\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "involution.involution2d(x, w, padding='same')\n"
+        "print(len(os.listdir('/proc/self/task')) - before, involution.build_info()['cpu_parallel'])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    started, parallel = run.stdout.split()
+    openmp = "backend: OpenMP" in torch.__config__.parallel_info()
+    assert parallel == "True", "the extension was compiled without OpenMP"
+    assert not openmp or started == "3", f"{started} threads were started beside the caller's"
 
 
 @EACH_DTYPE

@@ -133,6 +133,21 @@ def test_compiler_is_cxx_or_on_path(tmp_path):
     assert reason == "no C++ compiler was found (CXX=icpx)"
 
 
+def test_openmp_is_used_where_torch_uses_it(tmp_path):
+    openmp, other = "ATen parallel backend: OpenMP", "ATen parallel backend: native thread pool"
+    script = 'case "$*" in *-fopenmp*) exit 0;; esac\nexit 1'
+    knows, refuses = tmp_path / "knows", tmp_path / "refuses"
+    executable(knows, script)
+    executable(refuses, "exit 1")
+    assert build_config.openmp_flags(str(knows), openmp) == ["-fopenmp"]
+    assert (
+        build_config.openmp_flags(f"{refuses} -m64", openmp)
+        == f"{refuses} -m64 does not compile with -fopenmp"
+    )
+    assert "does not compile" in build_config.openmp_flags(str(tmp_path / "gone"), openmp)
+    assert build_config.openmp_flags(str(refuses), other) == []
+
+
 def test_toolkit_needs_compiler_and_headers(tmp_path):
     home = fake_toolkit(tmp_path / "toolkit")
     assert build_config.toolkit_at(home) == Toolkit(home, (13, 0))

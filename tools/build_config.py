@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,31 @@ def why_no_compiling(environ: Mapping[str, str]) -> str | None:
     if not os.path.exists(os.path.join(headers, "Python.h")):
         return f"Python.h is not in {headers}, so this Python's development headers are not installed"
     return None
+
+
+def openmp_flags(compiler: str, parallel_info: str) -> list[str] | str:
+    """What makes at::parallel_for share work among torch's threads, or the reason why one thread does it all.
+
+    It is a template of torch's headers, and where the code that calls it is compiled without OpenMP it runs
+    everything in the calling thread, without a word. The runtime is the one that torch has loaded already, so
+    nothing is linked.
+
+    Args:
+        compiler: The command of the C++ compiler.
+        parallel_info: torch.__config__.parallel_info().
+    """
+    backend = re.search(r"ATen parallel backend: (.+)", parallel_info)
+    if backend is None or "OpenMP" not in backend[1]:
+        return []  # torch's own threads need no flag
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "openmp.cpp")
+        source.write_text("#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n", "utf-8")
+        command = [*shlex.split(compiler), "-fopenmp", "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        try:
+            compiled = subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+        except (OSError, subprocess.SubprocessError):
+            compiled = False
+    return ["-fopenmp"] if compiled else f"{compiler} does not compile with -fopenmp"
 
 
 @dataclass(frozen=True)

@@ -12,70 +12,88 @@ namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 constexpr int kMostTaps = 8;
 constexpr int kMostPairedTaps = kBlock / 2;
 
-// Where the sums of a row go: to memory where they follow each other there, else to `sums`, one row of
-// `pitch` for each tap, which also holds the sums of earlier channels.
-template <typename T>
+// Where the sums of a row go: to memory where they follow each other there and are not narrowed, else to
+// `sums`, one row of `pitch` for each tap, which also holds the sums of earlier channels.
+template <typename S>
 struct Correlation {
-  const Sum<T>* query;  // rows of `pitch`, channel by channel and for each row of results
+  const S* query;  // rows of `pitch`, channel by channel and for each row of results
   int64_t query_row;
-  const Sum<T>* key;
+  const S* key;
   int64_t key_pitch;
   int64_t channels;
   int64_t length;
   int64_t pitch;
-  bool first;  // there are no earlier channels
-  T* direct;   // or null
+  bool first;     // there are no earlier channels
+  S* direct;      // or null
+  int64_t ahead;  // from `direct` to the rows after these
 };
 
-template <int kFirst, int kLast, int kTaps, typename T>
-void correlate_taps(const Correlation<T>& all, const Tap* taps, Sum<T>* sums, int64_t sums_row) {
-  using S = Sum<T>;
+// The results from j on that a vector holds.
+template <int kFirst, int kLast, int kTaps, typename V, typename S>
+INVOLUTION_INLINE void correlate_vector(const Correlation<S>& all, const Tap* taps, S* sums, int64_t sums_row,
+                                        int64_t j) {
   constexpr int kRows = kLast - kFirst;
-  for (int64_t j = 0; j < all.length; j += kLanes<T>) {
-    Vector<S> sum[kRows][kTaps] = {};
-    if (!all.first) {
-#pragma GCC unroll 2
-      for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-        for (int t = 0; t < kTaps; ++t) sum[r][t] = load(sums + (kFirst + r) * sums_row + t * all.pitch + j);
-      }
-    }
-    const S* key[kTaps];
-#pragma GCC unroll 8
-    for (int t = 0; t < kTaps; ++t) key[t] = all.key + taps[t].source + j;
-    const S* query = all.query + kFirst * all.query_row + j;
-    int64_t offset = 0;
-    for (int64_t c = 0; c < all.channels; ++c) {
-      Vector<S> value[kRows];
-#pragma GCC unroll 2
-      for (int r = 0; r < kRows; ++r) value[r] = load(query + r * all.query_row);
-#pragma GCC unroll 8
-      for (int t = 0; t < kTaps; ++t) {
-        Vector<S> other = load(key[t] + offset);
-        if constexpr (kRows > 1) keep_in_register(other);
-#pragma GCC unroll 2
-        for (int r = 0; r < kRows; ++r) sum[r][t] += value[r] * other;
-      }
-      query += all.pitch;
-      offset += all.key_pitch;
-    }
+  V sum[kRows][kTaps] = {};
+  if (!all.first) {
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int t = 0; t < kTaps; ++t) {
-        if (all.direct != nullptr) {
-          store_some(all.direct + taps[t].weight[kFirst + r] + j, sum[r][t], all.length - j);
-        } else {
-          store(sums + (kFirst + r) * sums_row + t * all.pitch + j, sum[r][t]);
-        }
+      for (int t = 0; t < kTaps; ++t)
+        sum[r][t] = load_as<V>(sums + (kFirst + r) * sums_row + t * all.pitch + j);
+    }
+  }
+  const S* key[kTaps];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTaps; ++t) {
+    key[t] = all.key + taps[t].source + j;
+    if (all.direct == nullptr) continue;
+#pragma GCC unroll 2
+    for (int r = kFirst; r < kLast; ++r)
+      __builtin_prefetch(all.direct + taps[t].weight[r] + j + all.ahead, 1);
+  }
+  const S* query = all.query + kFirst * all.query_row + j;
+  int64_t offset = 0;
+  for (int64_t c = 0; c < all.channels; ++c) {
+    V value[kRows];
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) value[r] = load_as<V>(query + r * all.query_row);
+#pragma GCC unroll 8
+    for (int t = 0; t < kTaps; ++t) {
+      V other = load_as<V>(key[t] + offset);
+      if constexpr (kRows > 1) keep_in_register(other);
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) sum[r][t] += value[r] * other;
+    }
+    query += all.pitch;
+    offset += all.key_pitch;
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kTaps; ++t) {
+      if (all.direct != nullptr) {
+        store_as(all.direct + taps[t].weight[kFirst + r] + j, sum[r][t], all.length - j);
+      } else {
+        store_as(sums + (kFirst + r) * sums_row + t * all.pitch + j, sum[r][t], all.pitch - j);
       }
     }
   }
 }
 
+template <int kFirst, int kLast, int kTaps, typename S>
+void correlate_taps(const Correlation<S>& all, const Tap* taps, S* sums, int64_t sums_row) {
+  for (int64_t j = 0; j < all.length; j += kLanes<S>) {
+    if (kHasHalves && 2 * (all.length - j) <= kLanes<S>) {
+      correlate_vector<kFirst, kLast, kTaps, HalfVector<S>>(all, taps, sums, sums_row, j);
+    } else {
+      correlate_vector<kFirst, kLast, kTaps, Vector<S>>(all, taps, sums, sums_row, j);
+    }
+  }
+}
+
 // `count` taps, at most kTaps.
-template <int kFirst, int kLast, int kTaps, typename T>
-INVOLUTION_INLINE void correlate_some(const Correlation<T>& all, const Tap* taps, int64_t count, Sum<T>* sums,
+template <int kFirst, int kLast, int kTaps, typename S>
+INVOLUTION_INLINE void correlate_some(const Correlation<S>& all, const Tap* taps, int64_t count, S* sums,
                                       int64_t sums_row) {
   if constexpr (kTaps > 1) {
     if (count < kTaps) return correlate_some<kFirst, kLast, kTaps - 1>(all, taps, count, sums, sums_row);
@@ -84,9 +102,9 @@ INVOLUTION_INLINE void correlate_some(const Correlation<T>& all, const Tap* taps
 }
 
 // A stretch of taps, in parts as even as can be.
-template <int kFirst, int kLast, typename T>
-INVOLUTION_INLINE void correlate_stretch(const Correlation<T>& all, const Tap* taps, int64_t count,
-                                         Sum<T>* sums, int64_t sums_row) {
+template <int kFirst, int kLast, typename S>
+INVOLUTION_INLINE void correlate_stretch(const Correlation<S>& all, const Tap* taps, int64_t count, S* sums,
+                                         int64_t sums_row) {
   constexpr int kMost = kLast - kFirst == 1 ? kMostTaps : kMostPairedTaps;
   const int64_t parts = (count + kMost - 1) / kMost;
   for (int64_t part = 0; part < parts; ++part) {
@@ -114,35 +132,37 @@ INVOLUTION_INLINE void write_sums(const TapList& list, int row, const Sum<T>* su
   }
 }
 
+// `key` and `weights` are those of the rows at hand; the list's taps begin there.
 template <typename T>
-INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, const Rows& at, TapList& list,
-                                    const T* query, T* weights, bool last, unsigned char* scratch) {
+INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, int64_t rows, const TapList& list,
+                                    const T* query, const Sum<T>* key, T* weights, bool last,
+                                    unsigned char* scratch) {
   using S = Sum<T>;
   S* sums = reinterpret_cast<S*>(scratch + plan.weight_offset);
   S* row_query = reinterpret_cast<S*>(scratch + plan.result_offset);
   const ActivationStrides& strides = plan.problem.y;
+  const WeightStrides& weight_strides = plan.problem.w;
   const int64_t pitch = plan.row_pitch;
   const int64_t query_row = item.channels * pitch;
-  const int64_t weight_stride = plan.problem.w.space[kWidth];
-  for (int64_t row = 0; row < at.count; ++row) {
+  const int64_t weight_stride = weight_strides.space[kWidth];
+  const int64_t length = item.count[kWidth];
+  for (int64_t row = 0; row < rows; ++row) {
     S* to = row_query + row * query_row;
     for (int64_t c = 0; c < item.channels; ++c) {
-      for (int64_t j = at.length; j < pitch; ++j) to[c * pitch + j] = 0;
+      for (int64_t j = length; j < pitch; ++j) to[c * pitch + j] = 0;
     }
     copy_in(query + row * strides.space[kHeight], strides.channel, strides.space[kWidth], to, pitch,
-            item.channels, at.length);
+            item.channels, length);
   }
-  list.collect(at);
-  const bool direct = last && weight_stride == 1;
-  const Correlation<T> all{row_query,
-                           query_row,
-                           reinterpret_cast<const S*>(scratch),
-                           plan.channel_pitch,
-                           item.channels,
-                           at.length,
-                           pitch,
-                           item.channel == 0,
-                           direct ? weights : nullptr};
+  S* direct = nullptr;
+  if constexpr (sizeof(T) == sizeof(S)) {
+    if (last && weight_stride == 1) direct = weights;
+  }
+  const Correlation<S> all{row_query,     query_row,
+                           key,           plan.channel_pitch,
+                           item.channels, length,
+                           pitch,         item.channel == 0,
+                           direct,        rows * weight_strides.space[kHeight]};
   // The second row's sums lie behind the first's; a tap of one row alone leaves its place in the other's
   // unused.
   const int64_t sums_row = list.tap_count * pitch;
@@ -156,9 +176,9 @@ INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, const Ro
       correlate_stretch<1, 2>(all, list.taps + t, stretch.count, sums + t * pitch, sums_row);
     }
   }
-  if (!last || direct) return;
-  for (int row = 0; row < at.count; ++row) {
-    write_sums(list, row, sums + row * sums_row, pitch, weights, weight_stride, at.length);
+  if (!last || direct != nullptr) return;
+  for (int row = 0; row < rows; ++row) {
+    write_sums(list, row, sums + row * sums_row, pitch, weights, weight_stride, length);
   }
 }
 
@@ -167,20 +187,28 @@ void correlate_item(const Plan& plan, Item& item, const T* query, const T* key, 
                     unsigned char* scratch) {
   TapList list(plan, item, scratch);
   const ActivationStrides& strides = plan.problem.y;
-  weights += item.batch * plan.problem.w.batch + item.group * plan.problem.w.group;
+  const WeightStrides& weight_strides = plan.problem.w;
+  Sum<T>* staged = reinterpret_cast<Sum<T>*>(scratch);
+  weights += item.batch * weight_strides.batch + item.group * weight_strides.group;
   query += item.batch * strides.batch + item.group * plan.problem.channels_per_group * strides.channel;
   for (int axis = 0; axis < 3; ++axis) query += item.first[axis] * strides.space[axis];
 
   for (int64_t block = 0; block < plan.channel_blocks; ++block) {
     set_channels(plan, block, item);
-    stage(plan, item, key, reinterpret_cast<Sum<T>*>(scratch));
+    stage(plan, item, key, staged);
+    // All rows meet the taps of the first, moved by as many rows.
+    int64_t collected = 0;
     for (int64_t d = 0; d < item.count[kDepth]; ++d) {
       int64_t together;
       for (int64_t h = 0; h < item.count[kHeight]; h += together) {
         together = plan.paired != 0 && h + 1 < item.count[kHeight] ? 2 : 1;
+        if (together != collected) list.collect(Rows{0, 0, together, 0, item.count[kWidth]});
+        collected = together;
         const T* from =
             query + item.channel * strides.channel + d * strides.space[kDepth] + h * strides.space[kHeight];
-        correlate_at(plan, item, Rows{d, h, together, 0, item.count[kWidth]}, list, from, weights,
+        correlate_at(plan, item, together, list, from,
+                     staged + (d * plan.axis[kHeight].slots + h) * plan.axis[kWidth].slots,
+                     weights + d * weight_strides.space[kDepth] + h * weight_strides.space[kHeight],
                      block == plan.channel_blocks - 1, scratch);
       }
     }

@@ -60,41 +60,25 @@ INVOLUTION_INLINE void zero(S* to, int64_t count, int64_t room) {
   for (int64_t i = 0; i < count; i += L) store(to + smaller(i, room - L), Vector<S>{});
 }
 
-// The slots of one row of the source, for every channel; elements outside of it are zero.
-template <typename T>
-INVOLUTION_INLINE void stage_row(const AxisPlan& width, const T* row, const ActivationStrides& strides,
-                                 int64_t shift, int64_t channels, Sum<T>* staged, int64_t pitch) {
-  const int64_t stride = strides.space[kWidth] * width.step;
-  for (int64_t s = 0; s < width.segment_count; ++s) {
-    const Segment& segment = width.segment[s];
-    const int64_t position = segment.position + shift;
-    const int64_t slots = segment.count + kLanes<T>;  // and what a last vector runs over
-    // Elements [inside, outside) exist.
-    const int64_t to_start = (-position + width.step - 1) / width.step;
-    const int64_t to_end = (width.source - position + width.step - 1) / width.step;
-    const int64_t inside = position >= 0 ? 0 : smaller(to_start, segment.count);
-    const int64_t outside =
-        position >= width.source ? inside : larger(inside, smaller(to_end, segment.count));
-    Sum<T>* to = staged + segment.slot;
-    for (int64_t c = 0; c < channels; ++c) {
-      zero(to + c * pitch, inside, slots);
-      zero(to + c * pitch + outside, slots - outside, slots - outside);
-    }
-    if (inside == outside) continue;
-    const T* from = row + (position + inside * width.step) * strides.space[kWidth];
-    copy_in(from, strides.channel, stride, to + inside, pitch, channels, outside - inside);
-  }
+// The elements begin <= i < end of a segment that exist.
+struct Inside {
+  int64_t begin;
+  int64_t end;
+};
+INVOLUTION_INLINE Inside inside_of(const AxisPlan& along, const Segment& segment, int64_t shift) {
+  const int64_t position = segment.position + shift;
+  const int64_t to_start = (-position + along.step - 1) / along.step;
+  const int64_t to_end = (along.source - position + along.step - 1) / along.step;
+  const int64_t begin = position >= 0 ? 0 : smaller(to_start, segment.count);
+  const int64_t end = position >= along.source ? begin : larger(begin, smaller(to_end, segment.count));
+  return {begin, end};
 }
 
-// The source that an item's results meet: channel c at staged + c*channel_pitch, rows of slots in its order.
-template <typename T>
-void stage(const Plan& plan, const Item& item, const T* source, Sum<T>* staged) {
+// Calls visit(row of slots, whether it exists, depth, height) for every row that an item stages.
+template <typename Visit>
+INVOLUTION_INLINE void for_each_row(const Plan& plan, const Item& item, const Visit& visit) {
   const AxisPlan& depth = plan.axis[kDepth];
   const AxisPlan& height = plan.axis[kHeight];
-  const AxisPlan& width = plan.axis[kWidth];
-  const ActivationStrides& strides = plan.source_strides();
-  const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
-  source += item.batch * strides.batch + channel * strides.channel;
   for (int64_t ds = 0; ds < depth.segment_count; ++ds) {
     for (int64_t dj = 0; dj < depth.segment[ds].count; ++dj) {
       const int64_t d = depth.segment[ds].position + item.tile[kDepth] * depth.shift + dj * depth.step;
@@ -103,18 +87,50 @@ void stage(const Plan& plan, const Item& item, const T* source, Sum<T>* staged) 
         for (int64_t hj = 0; hj < height.segment[hs].count; ++hj) {
           const int64_t h =
               height.segment[hs].position + item.tile[kHeight] * height.shift + hj * height.step;
-          Sum<T>* row = staged + (plane + height.segment[hs].slot + hj) * width.slots;
-          if (d < 0 || d >= depth.source || h < 0 || h >= height.source) {
-            for (int64_t c = 0; c < item.channels; ++c)
-              zero(row + c * plan.channel_pitch, width.slots, width.slots);
-          } else {
-            stage_row(width, source + d * strides.space[kDepth] + h * strides.space[kHeight], strides,
-                      item.tile[kWidth] * width.shift, item.channels, row, plan.channel_pitch);
-          }
+          const bool exists = d >= 0 && d < depth.source && h >= 0 && h < height.source;
+          visit(plane + height.segment[hs].slot + hj, exists, d, h);
         }
       }
     }
   }
+}
+
+// The slots of one row of the source, for every channel; elements outside of it are zero.
+template <typename T>
+INVOLUTION_INLINE void stage_row(const AxisPlan& width, const T* row, const ActivationStrides& strides,
+                                 int64_t shift, int64_t channels, Sum<T>* staged, int64_t pitch) {
+  const int64_t stride = strides.space[kWidth] * width.step;
+  for (int64_t s = 0; s < width.segment_count; ++s) {
+    const Segment& segment = width.segment[s];
+    const int64_t slots = segment.count + kLanes<T>;  // and what a last vector runs over
+    const auto [inside, outside] = inside_of(width, segment, shift);
+    Sum<T>* to = staged + segment.slot;
+    for (int64_t c = 0; c < channels; ++c) {
+      zero(to + c * pitch, inside, slots);
+      zero(to + c * pitch + outside, slots - outside, slots - outside);
+    }
+    if (inside == outside) continue;
+    const T* from = row + (segment.position + shift + inside * width.step) * strides.space[kWidth];
+    copy_in(from, strides.channel, stride, to + inside, pitch, channels, outside - inside);
+  }
+}
+
+// The source that an item's results meet: channel c at staged + c*channel_pitch, rows of slots in its order.
+template <typename T>
+void stage(const Plan& plan, const Item& item, const T* source, Sum<T>* staged) {
+  const AxisPlan& width = plan.axis[kWidth];
+  const ActivationStrides& strides = plan.source_strides();
+  const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
+  source += item.batch * strides.batch + channel * strides.channel;
+  for_each_row(plan, item, [&](int64_t row, bool exists, int64_t d, int64_t h) {
+    Sum<T>* to = staged + row * width.slots;
+    if (!exists) {
+      for (int64_t c = 0; c < item.channels; ++c) zero(to + c * plan.channel_pitch, width.slots, width.slots);
+    } else {
+      stage_row(width, source + d * strides.space[kDepth] + h * strides.space[kHeight], strides,
+                item.tile[kWidth] * width.shift, item.channels, to, plan.channel_pitch);
+    }
+  });
 }
 
 // The rows of results that are computed together: one, or two that share source rows; one phase along the

@@ -1,6 +1,7 @@
 // The kernels of one instruction set; included once by each of kernels_*.cpp.
 #pragma once
 
+#include "channels.h"
 #include "correlation.h"
 #include "gather.h"
 #include "kernels.h"
@@ -15,6 +16,13 @@ void run_items(const Plan& plan, const void* a, const void* b, void* out, int64_
     if (plan.operation == Operation::kCorrelation) {
       correlate_item(plan, item, static_cast<const T*>(a), static_cast<const T*>(b), static_cast<T*>(out),
                      scratch);
+    } else if (plan.channel_lanes) {
+      stage_pixels(plan, item, static_cast<const T*>(a), reinterpret_cast<Sum<T>*>(scratch));
+      if (plan.pixel_pitch == kLanes<T>) {
+        gather_channels_item<1>(plan, item, static_cast<const T*>(b), static_cast<T*>(out), scratch);
+      } else {
+        gather_channels_item<2>(plan, item, static_cast<const T*>(b), static_cast<T*>(out), scratch);
+      }
     } else {
       stage(plan, item, static_cast<const T*>(a), reinterpret_cast<Sum<T>*>(scratch));
       gather_item(plan, item, static_cast<const T*>(b), static_cast<T*>(out), scratch);

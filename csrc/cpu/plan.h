@@ -36,6 +36,18 @@ struct Segment {
   int64_t count;
 };
 
+// `count` kernel indices kernel, kernel + kernel_step, ... whose runs begin at neighbouring slots.
+struct Chain {
+  Run first;
+  int64_t kernel;
+  int64_t kernel_step;
+  int64_t count;
+};
+
+// Sizes of what channels.h keeps of a chain, and of the chains of a row, in scratch.
+constexpr int64_t kLinkBytes = 64;
+constexpr int64_t kLinksBytes = 48;
+
 struct AxisPlan {
   AxisPlan() = default;
   AxisPlan(AxisPlan&&) = default;  // a copy's pointers would be those of the original
@@ -51,21 +63,29 @@ struct AxisPlan {
   int64_t slots;          // elements staged
   std::vector<Run> runs;  // one for each kernel index
   std::vector<Segment> segments;
+  std::vector<Chain> chains;
+  int64_t lowest;                 // position of the first tile that has a slot
+  std::vector<int64_t> slots_of;  // of the positions from there on; -1 where there is none
 
   // The same for the kernels, which use nothing of the standard library.
   const Run* run;
   const Segment* segment;
+  const Chain* chain;
+  const int64_t* slot_of;
   int64_t kernel;
   int64_t segment_count;
+  int64_t chain_count;
 };
 
 struct Plan {
   Operation operation;
   Problem problem;
+  bool channel_lanes;  // vectors lie along the channels, not along the width
   AxisPlan axis[3];
   int64_t channels;        // staged at a time
   int64_t channel_blocks;  // of a group; items of their own, but for the correlation, which sums over them
   int64_t channel_pitch;   // elements from one staged channel to the next
+  int64_t pixel_pitch;     // or from one pixel to the next, with channel_lanes
   int64_t row_pitch;       // elements of a row of scratch that holds a tile's width
   int64_t points;          // of the kernel
   int64_t paired;  // kernel row k of a row of results reads what row k - paired of the next reads; 0: none

@@ -46,6 +46,24 @@ template <typename T>
 using Sum = typename Arithmetic<T>::Sum;
 template <typename T>
 using Vector = typename Arithmetic<T>::Vector;
+// Half a vector, for the ends of rows and for narrow maps, where a whole one would be mostly empty: it is
+// loaded twice as fast.
+constexpr bool kHasHalves = kVectorBytes == 64;
+typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));
+typedef double HalfDoubles __attribute__((vector_size(kVectorBytes / 2)));
+template <typename V>
+struct HalfOf;
+template <>
+struct HalfOf<Floats> {
+  using type = HalfFloats;
+};
+template <>
+struct HalfOf<Doubles> {
+  using type = HalfDoubles;
+};
+template <typename T>
+using HalfVector = typename HalfOf<Vector<T>>::type;
+
 // T of a const T*.
 template <typename Pointer>
 struct Pointee;
@@ -215,6 +233,30 @@ INVOLUTION_INLINE void store_lanes(T* to, Vector<T> value, int64_t count) {
 }
 
 #endif
+
+// As many values as a vector or a half has.
+template <typename V, typename S>
+INVOLUTION_INLINE V load_as(const S* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+template <typename V, typename S>
+INVOLUTION_INLINE void store_as(S* to, const V& value, int64_t count) {
+  if (count * static_cast<int64_t>(sizeof(S)) >= static_cast<int64_t>(sizeof(V))) {
+    __builtin_memcpy(to, &value, sizeof value);
+  } else if constexpr (sizeof(V) == kVectorBytes) {
+    store_lanes(to, value, count);
+  } else {
+#if defined(INVOLUTION_CPU_AVX512)
+    if constexpr (sizeof(S) == 4) {
+      store_lanes(to, bits_as<Floats>(_mm512_zextps256_ps512(bits_as<__m256>(value))), count);
+    } else {
+      store_lanes(to, bits_as<Doubles>(_mm512_zextpd256_pd512(bits_as<__m256d>(value))), count);
+    }
+#endif
+  }
+}
 
 // --- One value ---------------------------------------------------------------------------------------------
 

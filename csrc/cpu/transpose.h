@@ -72,6 +72,11 @@ INVOLUTION_INLINE void copy_transposed(const From* from, int64_t from_pitch, To*
       }
       transpose_square(square);
       To* out = to + i * to_pitch + j;
+      if (square_rows == kEdge && square_columns == kEdge) {
+#pragma GCC unroll 16
+        for (int l = 0; l < kEdge; ++l) store(out + l * to_pitch, square[l]);
+        continue;
+      }
 #pragma GCC unroll 16
       for (int l = 0; l < kEdge; ++l) {
         if (l < square_rows) store_some(out + l * to_pitch, square[l], square_columns);
