@@ -184,10 +184,11 @@ def _load_aoti(path: Path) -> tuple[Runner, dict[str, str]]:
     metadata = package.get_metadata()
 
     def run(images: Tensor) -> Tensor:
+        # A package takes the strides of its input for those of its example. Also a stride of an axis of size 1, which
+        # means nothing and stays through contiguous(), makes a convolution choose another memory format.
+        canonical = images.to(metadata["device"]).contiguous().flatten().view(images.shape)
         with torch.no_grad():
-            return package(
-                images.to(metadata["device"]).contiguous()
-            ).cpu()  # it reads anything as contiguous
+            return package(canonical).cpu()
 
     return run, metadata
 
