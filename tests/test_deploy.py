@@ -29,6 +29,8 @@ def program(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) ->
     configure = [cmake, "-S", str(SOURCE), "-B", str(build), f"-DCMAKE_PREFIX_PATH={prefixes}"]
     for command in ([*configure, "-DCMAKE_BUILD_TYPE=Release"], [cmake, "--build", str(build)]):
         result = subprocess.run(command, capture_output=True, text=True)
+        if torch.version.cuda and "cannot find the CUDA" in result.stderr:
+            pytest.skip("find_package(Torch) of a CUDA build of torch needs a CUDA toolkit")
         assert result.returncode == 0, result.stdout + result.stderr
     return build / "classify"
 
