@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml setup.py involution/_version.py $(wildcard tools/*.
               $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_SOURCES := $(shell find benchmarks csrc examples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help venv test demo bench lint format sanitize profile clean
+.PHONY: help venv test demo examples bench lint format sanitize profile clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,8 +40,14 @@ $(INSTALLED): $(BIN)/python $(BUILT_FROM)
 test: venv  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-demo: venv  ## run the layer and the operator on a photograph
+demo: venv  ## run the operator on a photograph, train a small network and evaluate it
 	$(BIN)/python examples/demo.py
+	$(BIN)/python -m involution.train
+	$(BIN)/python -m involution.evaluate
+
+examples: venv  ## train on sequences and on volumes
+	$(BIN)/python examples/sequence.py
+	$(BIN)/python examples/volume.py
 
 bench: venv  ## measure the operator against copies of memory and rivals
 	$(BIN)/python -m benchmarks.operator $(BENCH_ARGS)

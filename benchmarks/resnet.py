@@ -6,11 +6,14 @@ torchvision and timm have it; 25,557,032 parameters.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-BLOCKS = {50: (3, 4, 6, 3)}
-PARAMETERS = {50: 25_557_032}
+PARAMETERS = 25_557_032
 
 
 class Bottleneck(nn.Module):
@@ -41,18 +44,18 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A 7x7 stem, four stages of bottlenecks, average pooling, a linear head."""
 
-    def __init__(self, depth: int = 50, num_classes: int = 1000) -> None:
+    def __init__(self, blocks: Sequence[int] = (3, 4, 6, 3), num_classes: int = 1000) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs, stages = 64, []
-        for stage, count in enumerate(BLOCKS[depth]):
-            width, blocks = 64 << stage, []
+        for stage, count in enumerate(blocks):
+            width, chain = 64 << stage, []
             for number in range(count):
-                blocks.append(Bottleneck(inputs, width, 2 if stage and not number else 1))
+                chain.append(Bottleneck(inputs, width, 2 if stage and not number else 1))
                 inputs = 4 * width
-            stages.append(nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*chain))
         self.layers = nn.Sequential(*stages)
         self.fc = nn.Linear(inputs, num_classes)
         for module in self.modules():
@@ -62,3 +65,18 @@ class ResNet(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(input)), inplace=True))
         return self.fc(self.layers(x).mean((2, 3)))
+
+
+def fold(model: ResNet) -> ResNet:
+    """A copy in evaluation mode, whose batch norms are folded into the convolutions before them."""
+    folded = copy.deepcopy(model).eval()
+    for module in list(folded.modules()):
+        for convolution, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")):
+            if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
+                setattr(
+                    module,
+                    convolution,
+                    fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)),
+                )
+                setattr(module, norm, nn.Identity())
+    return folded

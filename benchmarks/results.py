@@ -90,17 +90,22 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def save(document: Mapping[str, Any], path: Path) -> None:
-    """Validates and writes a document; a run that is interrupted leaves the last whole one."""
+    """Validates and writes a document."""
     validate(document)
+    write(document, path)
+
+
+def write(document: Mapping[str, Any], path: Path) -> None:
+    """Writes any document; a run that is interrupted leaves the last whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     partial.replace(path)
 
 
-def default_path(environment: Mapping[str, Any]) -> Path:
-    """``results/<device>-<date>.json``, with a number behind it if there is one already."""
+def default_path(environment: Mapping[str, Any], prefix: str = "") -> Path:
+    """``results/<prefix><device>-<date>.json``, with a number behind it if there is one already."""
     device = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", environment["device"].lower())).strip("-")
-    stem = f"{device}-{environment['date'][:10]}"
+    stem = f"{prefix}{device}-{environment['date'][:10]}"
     names = [f"{stem}.json", *(f"{stem}-{number}.json" for number in range(2, 1000))]
     return next(FOLDER / name for name in names if not (FOLDER / name).exists())

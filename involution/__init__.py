@@ -7,6 +7,7 @@ any order, with CPU and CUDA kernels where they are built and plain PyTorch else
 from . import models, reference
 from ._build_info import build_info, cmake_prefix_path, library_path
 from ._version import __version__
+from .conversion import Conversion, ConversionReport, convert
 from .functional import (
     involution1d,
     involution2d,
@@ -35,6 +36,8 @@ from .layers import (
 
 __all__ = [
     "AttentionModule",
+    "Conversion",
+    "ConversionReport",
     "Involution1d",
     "Involution2d",
     "Involution3d",
@@ -48,6 +51,7 @@ __all__ = [
     "__version__",
     "build_info",
     "cmake_prefix_path",
+    "convert",
     "involution1d",
     "involution2d",
     "involution3d",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import _flops, reference
 from ._build_info import build_info, load_extension, rebuild_command
 
 NAMESPACE = "involution"
@@ -98,6 +98,7 @@ def _register() -> None:
 
 _LIBRARIES: list[torch.library.Library] = []  # a registration lives as long as its library
 _register()
+_flops.register()
 
 involution = torch.ops.involution.involution.default
 involution_transpose = torch.ops.involution.involution_transpose.default

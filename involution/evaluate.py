@@ -19,7 +19,7 @@ from .training import EXPECTED_ERRORS, newest_run
 from .training.checkpoint import CheckpointError, load_model
 from .training.config import from_mapping
 from .training.data import TestOrder, load_data, make_loader
-from .training.distributed import Processes, choose_device
+from .training.distributed import Processes, choose_device, processor_threads
 from .training.evaluation import evaluate_model
 from .training.images import DataError
 from .training.plot import draw_confusion, require_matplotlib
@@ -67,8 +67,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a checkpoint on the test images of its data, with the moving average of the weights if it has one.
 
-    On the machine that trained it, with the options it was trained with, the accuracy is exactly the one that the
-    checkpoint records.
+    On the machine that trained it by one process, with the options it was trained with, the accuracy is exactly the
+    one that the checkpoint records.
 
     Args:
         checkpoint: a file, or the folder of a run, whose last checkpoint is taken; by default the newest run in
@@ -113,16 +113,17 @@ def evaluate(
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     order = TestOrder(len(data.test), config.batch_size)
     loader = make_loader(data.test, data.test_transform, order, config, False, group.device.type == "cuda")
-    scores = evaluate_model(
-        model,
-        loader,
-        len(data.classes),
-        Precision(config.precision, group.device),
-        group,
-        config.on_bad_image,
-        config.channels_last,
-        progress,
-    )
+    with processor_threads(config):
+        scores = evaluate_model(
+            model,
+            loader,
+            len(data.classes),
+            Precision(config.precision, group.device),
+            group,
+            config.on_bad_image,
+            config.channels_last,
+            progress,
+        )
     recorded = info["metrics"].get("test_accuracy")
     if not isinstance(recorded, float):
         raise CheckpointError(f"The checkpoint {path} records no test accuracy.")

@@ -6,12 +6,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+
+class _AvgPool3d(nn.AvgPool3d):
+    """``AvgPool3d``, also for half types on the CPU, for which torch has none."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu" and input.dtype in (torch.float16, torch.bfloat16):
+            return super().forward(input.float()).to(input.dtype)
+        return super().forward(input)
+
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-AVERAGE_POOLS: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+AVERAGE_POOLS: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: _AvgPool3d}
 AXES = ("depth", "height", "width")
+
+# That share a kernel in RedNet, and by default.
+GROUP_CHANNELS = 16
 
 NormLayer = Callable[[int], nn.Module] | str | None
 ActivationLayer = Callable[[], nn.Module] | None
@@ -40,7 +54,7 @@ def check_map(tensor: Tensor, name: str, channels: int, axes: int = 2) -> None:
         )
 
 
-def choose_groups(channels: int, groups: int | None, group_channels: int) -> int:
+def choose_groups(channels: int, groups: int | None, group_channels: int = GROUP_CHANNELS) -> int:
     """The number of groups: as given, or so many that ``group_channels`` channels share a kernel."""
     check_count(group_channels, "group_channels")
     if groups is None:
@@ -53,6 +67,11 @@ def choose_groups(channels: int, groups: int | None, group_channels: int) -> int
             )
         return channels // group_channels
     check_count(groups, "groups")
+    if group_channels not in (GROUP_CHANNELS, channels // groups):
+        raise ValueError(
+            f"groups={groups} and group_channels={group_channels} do not agree on {channels} channels; "
+            "give one of them."
+        )
     if channels % groups != 0:
         raise ValueError(f"groups must divide the {channels} channels, but it is {groups}.")
     return groups

@@ -43,6 +43,8 @@ class KernelBranch(nn.Module):
     """
 
     axes: int
+    reduce: Any  # a convolution, whose type follows from the number of axes
+    span: Any
     norm: nn.Module | None
     activation: nn.Module | None
     project: nn.Module | None

@@ -1,5 +1,9 @@
 """RedNet, the network of the paper: building, checkpoints, features."""
 
+from .checkpoints import CheckpointError, LoadReport, from_checkpoint, load_checkpoint, save_official
+from .fusion import fuse
+from .official import from_official, to_official
+from .pyramid import FeaturePyramid
 from .rednet import RedNet
 from .registry import (
     create_model,
@@ -13,13 +17,22 @@ from .registry import (
 )
 
 __all__ = [
+    "CheckpointError",
+    "FeaturePyramid",
+    "LoadReport",
     "RedNet",
     "create_model",
+    "from_checkpoint",
+    "from_official",
+    "fuse",
     "list_models",
+    "load_checkpoint",
     "rednet26",
     "rednet38",
     "rednet50",
     "rednet101",
     "rednet152",
     "rednet_tiny",
+    "save_official",
+    "to_official",
 ]

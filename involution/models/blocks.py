@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,24 @@ class Stem(nn.Module):
         x = F.relu(self.norm2(self.involution(x)), inplace=True)
         x = F.relu(self.norm3(self.conv2(x)), inplace=True)
         return x if self.pool is None else self.pool(x)
+
+    def resize_involution(self, kernel_size: int) -> None:
+        """Replaces the involution by a fresh one of another kernel size."""
+        old, norm = self.involution, self.involution.norm
+        assert norm is not None
+        weight = old.span.weight
+        self.involution = Involution2d(
+            old.channels,
+            kernel_size,
+            groups=old.groups,
+            reduction_ratio=old.channels // old.reduce.out_channels,
+            norm_layer=lambda _: copy.deepcopy(norm),
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        self.involution.train(old.training)
+        for parameter, replaced in zip(self.involution.parameters(), old.parameters(), strict=True):
+            parameter.requires_grad_(replaced.requires_grad)
 
 
 class Shortcut(nn.Sequential):

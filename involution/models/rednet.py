@@ -105,6 +105,8 @@ class RedNet(nn.Module):
             raise ValueError(f'stem must be "imagenet" or "small", not {stem!r}.')
         if stem_channels % 2 or stem_channels < 2:
             raise ValueError(f"stem_channels must be even and at least 2, not {stem_channels!r}.")
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, not {num_classes}.")
         if norm_layer is None:
             raise ValueError("norm_layer must make a module: RedNet does not train without normalisation.")
         indices = _stage_indices(out_indices, len(blocks)) if features_only else ()
@@ -185,6 +187,10 @@ class RedNet(nn.Module):
 
     # ---- what may be changed afterwards ----
 
+    def get_classifier(self) -> nn.Linear | None:
+        """The head, or None."""
+        return self.head
+
     def reset_classifier(self, num_classes: int) -> None:
         """A new head, freshly initialised, for this many classes; none for 0."""
         if self.features_only:
@@ -216,6 +222,9 @@ class RedNet(nn.Module):
             part.requires_grad_(True)
         for part in parts[: stages + 1]:
             part.requires_grad_(False)
+        if self.frozen_norms:
+            for norm in self._norms():
+                norm.requires_grad_(False)
         self.frozen_stages = stages
         self.train(self.training)
 

@@ -57,12 +57,12 @@ class Config:
     )
     mean: list[float] | None = option(
         None,
-        "mean of each channel, of values from 0 to 1; the data's own unless given",
+        "mean of each channel, of values from 0 to 1; else the data's own, of folders ImageNet's",
         kind=list,
         optional=True,
     )
     std: list[float] | None = option(
-        None, "standard deviation of each channel; the data's own unless given", kind=list, optional=True
+        None, "standard deviation of each channel; else as the mean", kind=list, optional=True
     )
     flip: bool | None = option(
         None, "mirror half the training images; on unless given, off for digits", kind=bool, optional=True
@@ -88,11 +88,11 @@ class Config:
     model_arguments: dict[str, Any] = option({}, "more arguments of the model, as JSON", kind=dict)
 
     # Optimisation
-    epochs: int = option(30, "passes over the training images", kind=int)
+    epochs: int = option(25, "passes over the training images", kind=int)
     batch_size: int = option(64, "images in a step, over all processes and accumulated batches", kind=int)
     accumulate: int = option(1, "batches, one after the other, whose gradients make a step", kind=int)
     optimizer: str = option("adamw", "the optimiser", kind=str, choices=("sgd", "adamw"))
-    lr: float = option(3e-3, "learning rate at its peak", kind=float)
+    lr: float = option(6e-3, "learning rate at its peak", kind=float)
     min_lr: float = option(0.0, "learning rate at the end", kind=float)
     warmup_epochs: float = option(2.0, "epochs in which the learning rate rises to its cosine", kind=float)
     warmup_factor: float = option(0.01, "what it begins with, as a share", kind=float)
@@ -113,6 +113,9 @@ class Config:
 
     # How it runs
     device: str = option("auto", "where to compute", kind=str, choices=("auto", "cpu", "cuda"))
+    threads: int | None = option(
+        None, "processor threads; by default 1 for digits, elsewhere torch's choice", kind=int, optional=True
+    )
     precision: str = option(
         "float32", "float32, or mixed precision", kind=str, choices=("float32", "bfloat16", "float16")
     )
@@ -218,8 +221,8 @@ def _checked(entry: dataclasses.Field, value: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value, fits = float(value), True
     if kind is list and isinstance(value, list | tuple):
-        value = [float(v) for v in value if isinstance(v, int | float) and not isinstance(v, bool)] or value
-        fits = isinstance(value, list) and all(isinstance(v, float) for v in value)
+        fits = bool(value) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        value = [float(v) for v in value] if fits else value
     if not fits:
         expected = {list: "a list of numbers", dict: "a JSON object"}.get(kind, f"of type {kind.__name__}")
         or_none = " or null" if optional else ""
@@ -237,6 +240,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "crop_padding": (0, math.inf, True, False),
     "crop_scale": (0, 1, False, True),
     "workers": (0, math.inf, True, False),
+    "threads": (1, math.inf, True, False),
     "epochs": (1, math.inf, True, False),
     "batch_size": (1, math.inf, True, False),
     "accumulate": (1, math.inf, True, False),

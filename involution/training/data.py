@@ -271,7 +271,8 @@ def make_loader(
     """
     workers = config.workers
     if workers is None:
-        workers = 0 if isinstance(images, TensorImages) else min(8, len(os.sched_getaffinity(0)))
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = 0 if isinstance(images, TensorImages) else min(8, allowed)
     prepared = PreparedImages(images, transform, config.seed, train and config.on_bad_image == "skip")
     return DataLoader(
         prepared,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -77,6 +78,14 @@ class TensorImages:
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over all images, of values from 0 to 1."""
-        scale = 1.0 if self.images.is_floating_point() else 255.0
-        channels = self.images.transpose(0, 1).flatten(1).double() / scale
-        return channels.mean(1).tolist(), channels.std(1, correction=0).tolist()
+        means, deviations = [], []
+        for channel in self.images.unbind(1):
+            if self.images.is_floating_point():
+                values, counts = channel.double().flatten(), torch.ones((), dtype=torch.float64)
+            else:  # by how often each value comes, which needs no copy of all images in float64
+                values = torch.arange(256, dtype=torch.float64) / 255
+                counts = torch.bincount(channel.flatten(), minlength=256) / (channel.numel() / 256)
+            mean = (values * counts).mean()
+            means.append(float(mean))
+            deviations.append(float(((values - mean).square() * counts).mean().sqrt()))
+        return means, deviations

@@ -17,7 +17,7 @@ from . import runs
 from .checkpoint import read_checkpoint, save_checkpoint
 from .config import Config, ConfigError, from_mapping
 from .data import REPLACEMENTS, Batch, TestOrder, TrainingOrder, load_data, make_loader, readable
-from .distributed import Processes, processes
+from .distributed import Processes, processes, processor_threads
 from .evaluation import evaluate_model
 from .images import DataError
 from .log import Row, TensorBoard, require_tensorboard, write_csv
@@ -76,7 +76,7 @@ def train(
         chosen = config if isinstance(config, Config) else from_mapping(config or {})
     else:
         chosen = _resumed_config(resume, config or {})
-    with processes(chosen.device) as group:
+    with processor_threads(chosen), processes(chosen.device) as group:
         return _Run(chosen, resume is not None, group, progress).train()
 
 
@@ -172,10 +172,11 @@ class _Run:
         accuracy = [row["test_accuracy"] for row in state.history]
         if self.config.plot and self.group.main:
             draw_curves(state.history, self.path / runs.CURVES, f"{self.config.model} on {self.config.data}")
-        self._say(
-            f"Test accuracy {100 * accuracy[-1]:.2f}% after {duration(time.monotonic() - began)}. In {self.path}: "
-            + ", ".join(sorted(entry.name for entry in self.path.iterdir()))
-        )
+        self.group.wait()
+        if self.talks:
+            files = ", ".join(sorted(entry.name for entry in self.path.iterdir()))
+            took = duration(time.monotonic() - began)
+            self._say(f"Test accuracy {100 * accuracy[-1]:.2f}% after {took}. In {self.path}: {files}")
         return Result(self.path, accuracy[-1], max(accuracy), state.history)
 
     def _introduce(self) -> None:
@@ -194,13 +195,13 @@ class _Run:
 
     def _save(self) -> None:
         content = self.state.content(str(self.path))
-        if not self.group.main:
-            return
-        history = self.state.history
-        if all(history[-1]["test_accuracy"] > row["test_accuracy"] for row in history[:-1]):
-            save_checkpoint(self.path / runs.BEST, content)
-        write_csv(self.path / runs.LOG, history)
-        save_checkpoint(self.path / runs.LAST, content)  # last: what is not in it will be done again
+        if self.group.main:
+            history = self.state.history
+            if all(history[-1]["test_accuracy"] > row["test_accuracy"] for row in history[:-1]):
+                save_checkpoint(self.path / runs.BEST, content)
+            write_csv(self.path / runs.LOG, history)
+            save_checkpoint(self.path / runs.LAST, content)  # last: what is not in it will be done again
+        self.group.wait()  # who goes on from a checkpoint must find this one
 
     def _one_epoch(self) -> Row:
         began, title = time.monotonic(), f"epoch {self.state.epoch + 1}"

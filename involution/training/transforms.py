@@ -67,8 +67,9 @@ class RandomResizedCrop:
         """The image, transformed."""
         from PIL.Image import Resampling
 
-        box = self.box(image.size, generator)
-        return image.resize((self.size, self.size), Resampling.BILINEAR, box)
+        # Cropped first: resize's own box would let the pixels around it shine in.
+        part = image.crop(self.box(image.size, generator))
+        return part.resize((self.size, self.size), Resampling.BILINEAR)
 
 
 class ResizeAndCenterCrop:

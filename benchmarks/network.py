@@ -1,0 +1,249 @@
+"""RedNet-50 against ResNet-50: inference and a training step, as times and as their ratio.
+
+    python -m benchmarks.network                          batch 1 and 8, both layouts
+    python -m benchmarks.network --quick                  some seconds: small images, one batch, one layout
+    python -m benchmarks.network --modes inference --layouts channels_last --batch 1 4 16
+
+ResNet-50 is a plain definition (benchmarks/resnet.py); both networks must have their published number of parameters,
+or nothing is timed. The modes:
+
+inference   evaluation mode under torch.inference_mode
+fused       the same with batch norms folded into the convolutions before them (RedNet by involution.models.fuse);
+            outputs are compared with those before, and a wrong one gets no time
+training    forward, cross-entropy and backward
+
+The two take turns, call by call, so that what disturbs the machine disturbs both. A time is the median of the
+samples, and the ratio is RedNet's over ResNet's: below 1 RedNet is faster. A time marked ~ is noisy: the fastest
+sample took less than two thirds of the median. Results go to benchmarks/results as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from involution.models import fuse, rednet50
+
+from . import environment, resnet, results
+
+PARAMETERS = {"rednet50": 15_540_806, "resnet50": resnet.PARAMETERS}
+MODES = ("inference", "fused", "training")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCHEMA = 1
+NOISY = 2 / 3  # of the median; a fastest sample below that is remarked upon
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # of the largest output, after folding
+
+Call = Callable[[], object]
+
+
+class WrongNetworkError(Exception):
+    """A network is not the one that it is compared as."""
+
+
+def build(seed: int = 0) -> dict[str, nn.Module]:
+    """The two networks, with random weights and norms that have seen a batch."""
+    torch.manual_seed(seed)
+    networks: dict[str, nn.Module] = {"rednet50": rednet50(), "resnet50": resnet.ResNet()}
+    for name, network in networks.items():
+        count = sum(parameter.numel() for parameter in network.parameters())
+        if count != PARAMETERS[name]:
+            raise WrongNetworkError(
+                f"{name} has {count:,} parameters, but {PARAMETERS[name]:,} were published."
+            )
+        with torch.no_grad():
+            network.train()(torch.randn(2, 3, 64, 64))
+    return networks
+
+
+def folded(name: str, network: nn.Module, images: Tensor) -> nn.Module:
+    """The network with its norms folded, after a comparison of outputs."""
+    network = network.eval()
+    result = (fuse if name == "rednet50" else resnet.fold)(network)
+    with torch.inference_mode():
+        expected, output = network(images).float(), result(images).float()
+    error = ((output - expected).abs().max() / expected.abs().max()).item()
+    if not error <= CLOSE[images.dtype]:
+        raise WrongNetworkError(
+            f"{name} gives other outputs when it is fused: the relative error is {error:.2g}."
+        )
+    return result
+
+
+def call_of(mode: str, network: nn.Module, images: Tensor, labels: Tensor) -> Call:
+    """One inference, or one step without the optimiser's."""
+
+    def infer() -> Tensor:
+        with torch.inference_mode():
+            return network(images)
+
+    def step() -> None:
+        network.zero_grad(set_to_none=True)
+        F.cross_entropy(network(images).float(), labels).backward()
+
+    network.train(mode == "training")
+    return step if mode == "training" else infer
+
+
+def alternate(calls: Sequence[Call], device: torch.device, seconds: float, least: int) -> list[list[float]]:
+    """Samples of each call, which take turns until each has spent its seconds and has enough of them."""
+
+    def sample(call: Call) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    for call in calls:
+        sample(call)
+    samples: list[list[float]] = [[] for _ in calls]
+    while len(samples[0]) < least or min(sum(each) for each in samples) < seconds:
+        for call, each in zip(calls, samples, strict=True):
+            each.append(sample(call))
+    return samples
+
+
+def measure(
+    mode: str, batch: int, layout: str, networks: dict[str, nn.Module], options: argparse.Namespace
+) -> dict[str, Any]:
+    """One row of the results."""
+    device, dtype = torch.device(options.device), DTYPES[options.dtype]
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, 3, options.size, options.size, generator=generator)
+    images = images.to(device, dtype).contiguous(memory_format=LAYOUTS[layout])
+    labels = torch.randint(0, 1000, (batch,), generator=generator).to(device)
+    row: dict[str, Any] = {"mode": mode, "batch": batch, "layout": layout, "dtype": options.dtype}
+    row["size"] = options.size
+    calls = []
+    for name, network in networks.items():
+        network.to(device, dtype, memory_format=LAYOUTS[layout])
+        if mode == "fused":
+            network = folded(name, network, images)
+        if options.compile:
+            network = torch.compile(network)
+        calls.append(call_of(mode, network, images, labels))
+    for name, samples in zip(networks, alternate(calls, device, options.seconds, options.least), strict=True):
+        row[name] = {
+            "ms": statistics.median(samples) * 1e3,
+            "fastest_ms": min(samples) * 1e3,
+            "samples": len(samples),
+        }
+    row["ratio"] = row["rednet50"]["ms"] / row["resnet50"]["ms"]
+    row["fastest_ratio"] = row["rednet50"]["fastest_ms"] / row["resnet50"]["fastest_ms"]
+    return row
+
+
+HEADER = (
+    f"{'mode':<11}{'layout':<15}{'batch':>5}{'RedNet-50':>13}{'ResNet-50':>13}{'ratio':>8}{'of fastest':>12}"
+)
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row of the results as text."""
+    times = []
+    for name in PARAMETERS:
+        noise = "~" if row[name]["fastest_ms"] < NOISY * row[name]["ms"] else ""
+        times.append(f"{row[name]['ms']:>9.1f} ms{noise:1}")
+    head = f"{row['mode']:<11}{row['layout']:<15}{row['batch']:>5}"
+    return f"{head}{''.join(times)}{row['ratio']:>8.2f}{row['fastest_ratio']:>12.2f}"
+
+
+def validate(document: Any) -> None:
+    """Raises ValueError, naming the place, if a document is not what this program writes."""
+    if not isinstance(document, dict) or document.get("benchmark") != "network":
+        raise ValueError('The document must be an object with "network" as its "benchmark".')
+    if document.get("schema") != SCHEMA:
+        raise ValueError(
+            f"The document has schema {document.get('schema')}, but this program reads {SCHEMA}."
+        )
+    for name, kind in (("environment", dict), ("options", dict), ("results", list)):
+        if not isinstance(document.get(name), kind):
+            raise ValueError(f"The document's {name} must be of type {kind.__name__}.")
+    for number, row in enumerate(document["results"]):
+        for name in ("mode", "batch", "layout", "dtype", "size", "ratio", *PARAMETERS):
+            if name not in row:
+                raise ValueError(f"Result {number} lacks {name!r}.")
+        for name in PARAMETERS:
+            if not row[name].get("ms", 0) > 0:
+                raise ValueError(f"Result {number} has no time of {name}.")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with the defaults of a quick run where one is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
+    add("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"of {', '.join(MODES)}")
+    add("--batch", nargs="+", type=int, metavar="N", help="images at once (default: 1 8)")
+    add("--layouts", nargs="+", choices=LAYOUTS, metavar="LAYOUT", help=f"of {', '.join(LAYOUTS)}")
+    add("--dtype", choices=DTYPES, default="float32")
+    add("--size", type=int, help="of the square images (default: 224)")
+    add("--compile", action="store_true", help="compile both networks by torch.compile")
+    add("--seconds", type=float, help="to spend on each network in each row (default: 3)")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own)")
+    add("--quick", action="store_true", help="small images, one batch, one layout, two samples")
+    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/network-DEVICE-DATE.json")
+    options = parser.parse_args(arguments)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda was asked for, but torch sees no CUDA device.")
+    options.modes = options.modes or list(MODES)
+    options.batch = options.batch or ([2] if options.quick else [1, 8])
+    options.layouts = options.layouts or (["channels_last"] if options.quick else list(LAYOUTS))
+    options.size = options.size or (64 if options.quick else 224)
+    options.seconds = (0.0 if options.quick else 3.0) if options.seconds is None else options.seconds
+    options.least = 2 if options.quick else 5
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns 1 if a network was wrong."""
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    described = environment.describe(torch.device(options.device))
+    chosen = ("modes", "batch", "layouts", "dtype", "size", "compile", "seconds")
+    document: dict[str, Any] = {
+        "benchmark": "network",
+        "schema": SCHEMA,
+        "environment": described,
+        "options": {name: getattr(options, name) for name in chosen},
+        "results": [],
+    }
+    output = options.output or results.default_path(described, "network-")
+    threads = f", {described['threads']} threads" if described["threads"] else ""
+    print(f"{described['device']}{threads}, torch {described['torch']}, involution {described['involution']}")
+    print(HEADER)
+    try:
+        networks = build()
+        for mode in options.modes:
+            for layout in options.layouts:
+                for batch in options.batch:
+                    row = measure(mode, batch, layout, networks, options)
+                    print(describe(row), flush=True)
+                    document["results"].append(row)
+                    validate(document)
+                    results.write(document, output)
+    except WrongNetworkError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"Written to {output}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""What the operations cost, for ``torch.utils.flop_counter.FlopCounterMode``: two for each multiply-add.
+
+As for torch's convolutions, products with the padding's zeros count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+def _of_weighing(input: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    """Every element of the kernels meets each channel of its group once."""
+    return 2 * math.prod(weight) * input[1] // max(1, weight[1])
+
+
+def _of_correlating(query: Sequence[int], key: Sequence[int], size: Sequence[int], *_: Any, **__: Any) -> int:
+    """Every element of the queries meets each point of its neighbourhood once."""
+    return 2 * math.prod(query) * math.prod(size)
+
+
+def register() -> None:
+    """Tells torch's counter of the operators, which must be there already."""
+    operators = torch.ops.involution
+    register_flop_formula([operators.involution, operators.involution_transpose])(_of_weighing)
+    register_flop_formula(operators.local_correlation)(_of_correlating)

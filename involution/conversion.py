@@ -1,0 +1,206 @@
+"""Involution in the place of the convolutions of a network that exists."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from .layers import Involution1d, Involution2d, Involution3d
+from .layers._shared import GROUP_CHANNELS
+
+__all__ = ["Conversion", "ConversionReport", "convert"]
+
+_LAYERS: dict[type[nn.Module], Any] = {
+    nn.Conv1d: Involution1d,
+    nn.Conv2d: Involution2d,
+    nn.Conv3d: Involution3d,
+}
+
+Select = Callable[[str, nn.Module], bool]
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What :func:`convert` did with every convolution of a network, by name.
+
+    Attributes:
+        replaced: what each replaced convolution was and what it is now.
+        left: why each other convolution was left as it was.
+        parameters: the network's number of parameters before and after.
+    """
+
+    replaced: dict[str, str]
+    left: dict[str, str]
+    parameters: tuple[int, int]
+
+    def __str__(self) -> str:
+        before, after = self.parameters
+        lines = [f"{len(self.replaced)} convolutions replaced, {len(self.left)} left."]
+        lines += [f"  replaced {name or 'the module itself'}: {what}" for name, what in self.replaced.items()]
+        lines += [f"  left {name or 'the module itself'}: {why}" for name, why in self.left.items()]
+        return "\n".join([*lines, f"{before:,} parameters before, {after:,} after."])
+
+
+class Conversion(NamedTuple):
+    """The network, and what happened to its convolutions."""
+
+    module: nn.Module
+    report: ConversionReport
+
+
+def convert(
+    module: nn.Module,
+    *,
+    kernel_size: int = 7,
+    replaces: Sequence[int] = (3,),
+    group_channels: int = GROUP_CHANNELS,
+    reduction_ratio: int = 4,
+    select: Select | None = None,
+    in_place: bool = False,
+    **arguments: Any,
+) -> Conversion:
+    """Replaces a network's 3x3 convolutions by involution, as RedNet is made from ResNet (CVPR 2021, section 4.1).
+
+    A replacement has the convolution's channels, stride and dilation, and gives an output of the same size: its
+    padding grows with its kernel. Where input and output channels differ, it first projects the input by a 1x1
+    convolution. It starts untrained, so train the network again, and it has no bias of its output, which a norm behind
+    it has. Parameters are on the device and of the dtype of the convolution's, and a convolution that is shared becomes
+    an involution that is shared.
+
+    These are left, and the report says why: convolutions of another size; with groups, because mixing no channels is
+    another job than involution's; with a padding that is not zeros; with fewer input channels than one group has, of
+    which no sensible kernel can be made, as in a stem; with output channels that groups do not divide; those that are a
+    subclass, whose own behaviour would be lost; transposed ones; and those that ``select`` refuses.
+
+    Args:
+        module: the network, or a convolution itself. Hooks and parametrisations of replaced convolutions are lost.
+        kernel_size: of the involutions, along each axis.
+        replaces: the sizes of the convolutions that are replaced: of those that have one of these along every axis.
+        group_channels: how many channels share a kernel.
+        reduction_ratio: of the kernel branch.
+        select: takes a convolution's name and itself, and says whether it may be replaced; by default all may.
+        in_place: change ``module`` itself instead of a deep copy of it. A convolution that is ``module`` itself cannot
+            be changed in place; its replacement is returned.
+        **arguments: more for :class:`Involution1d`, :class:`Involution2d` and :class:`Involution3d`, such as
+            ``kernel_normalizer="softmax"``.
+
+    Returns:
+        ``(module, report)``; ``print(report)`` lists every convolution.
+
+    Raises:
+        ValueError: the sizes of a kernel and of what it replaces are odd and even, so that no padding keeps the size,
+            or an argument is out of range.
+
+    Example:
+        >>> model, report = convert(nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1)))
+        >>> model[2].out_channels, list(report.left)
+        (64, ['0'])
+    """
+    for size in replaces:
+        if (kernel_size - size) % 2:
+            raise ValueError(
+                f"A kernel of size {kernel_size} cannot replace one of size {size} and keep the output's size; both "
+                "must be odd, or both even."
+            )
+    if not in_place:
+        module = copy.deepcopy(module)
+    before = _count(module)
+    replaced: dict[str, str] = {}
+    left: dict[str, str] = {}
+    substitutes: dict[nn.Module, nn.Module] = {}
+    for name, found in module.named_modules():
+        if not isinstance(found, nn.modules.conv._ConvNd):
+            continue
+        why = _reason_to_leave(name, found, kernel_size, replaces, group_channels, select)
+        if why is not None:
+            left[name] = why
+            continue
+        options = {"group_channels": group_channels, "reduction_ratio": reduction_ratio, **arguments}
+        layer = _substitute(found, kernel_size, options)
+        substitutes[found] = layer
+        replaced[name] = f"{_describe(found)} by {type(layer).__name__}({layer.extra_repr()})"
+    if module in substitutes:
+        module = substitutes[module]
+    # All names of a shared module, which named_modules gives only once.
+    for parent in list(module.modules()):
+        for key, child in list(parent._modules.items()):
+            if child in substitutes:
+                setattr(parent, key, substitutes[child])
+    return Conversion(module, ConversionReport(replaced, left, (before, _count(module))))
+
+
+def _reason_to_leave(
+    name: str,
+    found: nn.Module,
+    kernel_size: int,
+    replaces: Sequence[int],
+    group_channels: int,
+    select: Select | None,
+) -> str | None:
+    convolution: Any = found
+    if isinstance(found, nn.modules.conv._ConvTransposeNd):
+        return f"{_describe(found)} is transposed; InvolutionTranspose is its counterpart."
+    if type(found) not in _LAYERS:
+        return f"{type(found).__name__} is a subclass, whose own behaviour would be lost."
+    if any(size not in replaces for size in convolution.kernel_size):
+        return f"{_describe(found)} has another kernel size than {' or '.join(map(str, replaces))}."
+    if convolution.groups != 1:
+        return f"{_describe(found)} has {convolution.groups} groups."
+    if convolution.padding_mode != "zeros":
+        return f"{_describe(found)} pads by {convolution.padding_mode!r}, and involution by zeros."
+    if convolution.in_channels < group_channels:
+        return (
+            f"{_describe(found)} has {convolution.in_channels} input channels, fewer than the {group_channels} that "
+            "share a kernel."
+        )
+    if convolution.out_channels > group_channels and convolution.out_channels % group_channels:
+        return (
+            f"{_describe(found)} has {convolution.out_channels} output channels, which cannot be divided into groups "
+            f"of {group_channels}; give a divisor as group_channels."
+        )
+    padding = _grown_padding(convolution, kernel_size)
+    if not isinstance(padding, str) and min(padding) < 0:
+        return f"{_describe(found)} is larger than the involution, which would have to pad by {padding}."
+    if select is not None and not select(name, found):
+        return f"{_describe(found)} was not selected."
+    return None
+
+
+def _grown_padding(convolution: Any, kernel_size: int) -> tuple[int, ...] | str:
+    """The padding with which a kernel of another size gives the same output size."""
+    if convolution.padding == "same":
+        return "same"
+    padding = [0] * len(convolution.kernel_size) if convolution.padding == "valid" else convolution.padding
+    axes = list(zip(padding, convolution.dilation, convolution.kernel_size, strict=True))
+    grown = tuple(amount + dilation * (kernel_size - size) // 2 for amount, dilation, size in axes)
+    centred = tuple(dilation * (kernel_size - 1) // 2 for dilation in convolution.dilation)
+    return "same" if kernel_size % 2 and grown == centred else grown
+
+
+def _substitute(convolution: Any, kernel_size: int, options: dict[str, Any]) -> Any:
+    layer = _LAYERS[type(convolution)](
+        convolution.in_channels,
+        kernel_size,
+        convolution.stride,
+        _grown_padding(convolution, kernel_size),
+        convolution.dilation,
+        out_channels=convolution.out_channels,
+        device=convolution.weight.device,
+        dtype=convolution.weight.dtype,
+        **options,
+    )
+    return layer.train(convolution.training)
+
+
+def _describe(convolution: Any) -> str:
+    return f"{type(convolution).__name__}({convolution.extra_repr()})"
+
+
+def _count(module: nn.Module) -> int:
+    # A lazy module's parameters have no number yet.
+    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))

@@ -1,0 +1,97 @@
+"""A feature pyramid, for detectors and segmenters on top of a network's maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import Involution2d
+from ..layers._shared import check_count
+from ..layers.kernel_branch import factory_arguments
+
+__all__ = ["FeaturePyramid"]
+
+
+class FeaturePyramid(nn.Module):
+    """Maps of several scales with one number of channels, each knowing of those above it.
+
+    ::
+
+        inner[i]  = lateral[i](maps[i]) + repeat(inner[i + 1])    the last without the second term
+        levels[i] = output[i](inner[i])
+
+    ``repeat`` is nearest-neighbour interpolation to the size of the finer map (Lin et al., "Feature Pyramid Networks
+    for Object Detection", CVPR 2017). The involution neck, ``Involution2d(out_channels, 7)`` in the place of the 3x3
+    convolutions ``output``, is that of Li et al., CVPR 2021, section 4.2.
+
+    Args:
+        in_channels: channels of the maps, from the finest to the coarsest; a network's ``feature_channels``.
+        out_channels: channels of every level.
+        neck: ``"convolution"`` or ``"involution"``.
+        extra_levels: so many more levels at the end, each the one before it at every second position.
+        device: where the parameters are made.
+        dtype: their type.
+
+    Shape:
+        A list of ``(B, in_channels[i], H[i], W[i])`` to a list of ``(B, out_channels, H[i], W[i])`` and, for each extra
+        level, half the height and width of the one before, rounded up.
+
+    Raises:
+        ValueError: an argument is out of range, or the number of maps is wrong; the message says which.
+
+    Example:
+        >>> model = nn.Sequential(rednet26(features_only=True), FeaturePyramid((256, 512, 1024, 2048)))
+        >>> [level.shape[2] for level in model(torch.randn(1, 3, 64, 64))]
+        [16, 8, 4, 2]
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int = 256,
+        *,
+        neck: str = "convolution",
+        extra_levels: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if neck not in ("convolution", "involution"):
+            raise ValueError(f'neck must be "convolution" or "involution", not {neck!r}.')
+        if not in_channels:
+            raise ValueError("in_channels must name at least one map.")
+        if extra_levels < 0:
+            raise ValueError(f"extra_levels must be at least 0, not {extra_levels}.")
+        check_count(out_channels, "out_channels")
+        factory = factory_arguments(device, dtype)
+        self.extra_levels = extra_levels
+        self.lateral = nn.ModuleList(
+            nn.Conv2d(check_count(channels, "in_channels"), out_channels, 1, **factory)
+            for channels in in_channels
+        )
+        self.output = nn.ModuleList(
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, **factory)
+            if neck == "convolution"
+            else Involution2d(out_channels, 7, **factory)
+            for _ in in_channels
+        )
+        for module in (*self.lateral, *self.output):
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The levels, from the finest to the coarsest."""
+        if len(maps) != len(self.lateral):
+            raise ValueError(f"This feature pyramid takes {len(self.lateral)} maps, but got {len(maps)}.")
+        inner = [lateral(each) for lateral, each in zip(self.lateral, maps, strict=True)]
+        for level in range(len(inner) - 2, -1, -1):
+            inner[level] = inner[level] + F.interpolate(inner[level + 1], size=inner[level].shape[2:])
+        levels = [output(each) for output, each in zip(self.output, inner, strict=True)]
+        for _ in range(self.extra_levels):
+            levels.append(levels[-1][:, :, ::2, ::2])
+        return levels

@@ -1,0 +1,91 @@
+"""The benchmark of RedNet-50 against ResNet-50: the networks, the record, and a quick run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import network, resnet
+
+
+def test_resnet50_is_the_published_one():
+    with torch.device("meta"):
+        model = resnet.ResNet()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032 == resnet.PARAMETERS
+    strides = [(block.conv1.stride, block.conv2.stride) for stage in model.layers for block in stage[:1]]
+    assert strides == [((1, 1), (1, 1)), *[((1, 1), (2, 2))] * 3]
+    assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+
+
+def test_folding_resnet_leaves_no_norm():
+    torch.manual_seed(0)
+    model = resnet.ResNet((1, 2))
+    model(torch.randn(4, 3, 32, 32))
+    folded = resnet.fold(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    x = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(folded(x), model.eval()(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_quick_run(tmp_path, capsys):
+    path = tmp_path / "network.json"
+    assert network.main(["--quick", "--device", "cpu", "--size", "32", "--output", str(path)]) == 0
+    document = json.loads(path.read_text("utf-8"))
+    network.validate(document)
+    rows = document["results"]
+    assert [row["mode"] for row in rows] == ["inference", "fused", "training"]
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["rednet50"]["ms"] / row["resnet50"]["ms"])
+    printed = capsys.readouterr().out
+    assert all(network.describe(row) in printed for row in rows)
+    assert document["environment"]["torch"] == str(torch.__version__)
+    assert [p.name for p in tmp_path.iterdir()] == ["network.json"]
+
+
+def test_another_network_gets_no_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(network, "rednet50", lambda: nn.Conv2d(3, 8, 3))
+    path = tmp_path / "network.json"
+    assert network.main(["--quick", "--device", "cpu", "--output", str(path)]) == 1
+    assert "rednet50 has 224 parameters, but 15,540,806 were published" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_wrong_fusion_gets_no_time(monkeypatch):
+    monkeypatch.setattr(network, "fuse", lambda model: nn.Sequential(model, nn.LeakyReLU(2.0)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    with pytest.raises(network.WrongNetworkError, match="other outputs"):
+        network.folded("rednet50", model, torch.randn(2, 3, 2, 2))
+
+
+def test_calls_take_turns():
+    turns: list[str] = []
+    samples = network.alternate(
+        [lambda: turns.append("a"), lambda: turns.append("b")], torch.device("cpu"), seconds=0, least=3
+    )
+    assert "".join(turns) == "ab" * 4  # the first are not counted
+    assert [len(each) for each in samples] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"benchmark": "operator"}, '"network"'),
+        ({"schema": 2}, "schema 2"),
+        ({"results": {}}, "results must be"),
+        ({"results": [{"mode": "inference"}]}, "Result 0 lacks 'batch'"),
+    ],
+)
+def test_other_documents_are_refused(change, message):
+    document = {
+        "benchmark": "network",
+        "schema": 1,
+        "environment": {},
+        "options": {},
+        "results": [],
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        network.validate(document)
