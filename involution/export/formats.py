@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._build_info import build_info, rebuild_command
+from .pooling import without_ceil_mode
 from .program import export_program
 
 Runner = Callable[[Tensor], Tensor]
@@ -163,7 +164,7 @@ def _write_aoti(
             f"An AOTInductor package for CUDA calls involution's CUDA kernels. {info['no_cuda_reason']} "
             f"Build them: INVOLUTION_BUILD=cuda {rebuild_command()}"
         )
-    program = export_program(model, (example,))
+    program = without_ceil_mode(export_program(model, (example,)))
     configs: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
     if hasattr(inductor_config.aot_inductor, "check_lowerbound"):
         # torch.export calls an open size at least 2. Packages that check their inputs would refuse a single image.
