@@ -7,9 +7,12 @@ map is ever unfolded. It needs onnx and onnxscript: ``pip install -e '.[onnx]'``
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,16 +77,17 @@ def export(
     if not isinstance(model, torch.export.ExportedProgram):
         names = (map_axes(args[0]),) if dynamic_shapes == "maps" and args else None
         model = export_program(model, args, kwargs, dynamic_shapes)
-    program = torch.onnx.export(
-        model.run_decompositions(_PLACEHOLDERS),
-        dynamo=True,
-        dynamic_shapes=names,  # of an exported program, nothing but the names of sizes that are open
-        input_names=input_names,
-        output_names=output_names,
-        opset_version=opset_version,
-        optimize=False,
-        verbose=False,
-    )
+    with _quiet():
+        program = torch.onnx.export(
+            model.run_decompositions(_PLACEHOLDERS),
+            dynamo=True,
+            dynamic_shapes=names,  # of an exported program, nothing but the names of sizes that are open
+            input_names=input_names,
+            output_names=output_names,
+            opset_version=opset_version,
+            optimize=False,
+            verbose=False,
+        )
     assert program is not None
     _define_functions(program)
     _inline_functions(program)
@@ -93,6 +97,20 @@ def export(
     if path is not None:
         program.save(path, external_data=False)
     return program
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of its own code and of torchvision, which has nothing to do with the model."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _require() -> None:

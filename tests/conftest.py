@@ -1,9 +1,15 @@
 """What concerns all tests: GPUs that are not there, and processors that tests share."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from deployment import Deployment
 
 # With pytest-xdist, the processes of a run share the processors.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -18,3 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """A checkpoint and its files. AOTInductor compiles for half a minute, so the whole run of the tests has one."""
+    from deployment import deploy
+
+    return deploy(tmp_path_factory.mktemp("deployment"))

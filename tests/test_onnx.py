@@ -159,7 +159,6 @@ MODELS = {
         (1, 3, 12, 12),
         (4, 3, 9, 17),
     ),
-    "rednet_tiny": (lambda: involution.models.create_model("rednet_tiny"), (1, 3, 16, 16), (3, 3, 9, 11)),
 }
 
 

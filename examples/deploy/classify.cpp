@@ -55,8 +55,11 @@ at::Tensor read_picture(const std::string& path) {
     throw std::runtime_error("The picture " + path + " ends before its last pixel.");
   }
   const at::Tensor pixels = at::from_blob(bytes.data(), {1, height, width, channels}, at::kByte);
-  // A package reads its input as contiguous, whatever the tensor says of its strides.
-  return pixels.permute({0, 3, 1, 2}).to(at::kFloat).div(static_cast<double>(largest)).contiguous();
+  // A package takes its input for contiguous, whatever the strides. Flattening and viewing also sets those of
+  // axes of size 1, which contiguous() leaves as they are and by which a convolution may choose another
+  // memory format.
+  const at::Tensor image = pixels.permute({0, 3, 1, 2}).to(at::kFloat).div(static_cast<double>(largest));
+  return image.contiguous().flatten().view({1, channels, height, width});
 }
 
 std::vector<std::string> lines_of(const std::string& text) {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import DTYPES, default_output, deployable, export_checkpoint, test_images
+from .checkpoint import DTYPES, default_output, deployable, evaluation_images, export_checkpoint
 from .evaluate import BATCH, compare, table
 from .formats import FORMATS, ExportError, Runner, load
 
@@ -104,7 +104,7 @@ def _images(
     from ..training.progress import Progress
 
     try:
-        count, batches = test_images(info, data_path)
+        count, batches = evaluation_images(info, data_path)
     except (DataError, ImportError) as error:
         print(f"The accuracy stays unknown, because the test images are not there: {error}", flush=True)
         shape = (BATCH, info["input"]["channels"], *info["input"]["size"])

@@ -100,7 +100,7 @@ def default_output(checkpoint: str | os.PathLike[str], format: str) -> Path:
     return Path(checkpoint).with_suffix(suffix)
 
 
-def test_images(
+def evaluation_images(
     info: dict[str, Any], data_path: str | os.PathLike[str] | None = None
 ) -> tuple[int, Iterator[tuple[Tensor, Tensor]]]:
     """The test images of the data that a checkpoint was trained on, as a deployed file takes them.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._build_info import build_info, rebuild_command
+from .pooling import without_ceil_mode
 from .program import export_program
 
 Runner = Callable[[Tensor], Tensor]
@@ -163,7 +164,7 @@ def _write_aoti(
             f"An AOTInductor package for CUDA calls involution's CUDA kernels. {info['no_cuda_reason']} "
             f"Build them: INVOLUTION_BUILD=cuda {rebuild_command()}"
         )
-    program = export_program(model, (example,))
+    program = without_ceil_mode(export_program(model, (example,)))
     configs: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
     if hasattr(inductor_config.aot_inductor, "check_lowerbound"):
         # torch.export calls an open size at least 2. Packages that check their inputs would refuse a single image.
@@ -184,10 +185,11 @@ def _load_aoti(path: Path) -> tuple[Runner, dict[str, str]]:
     metadata = package.get_metadata()
 
     def run(images: Tensor) -> Tensor:
+        # A package takes the strides of its input for those of its example. Also a stride of an axis of size 1, which
+        # means nothing and stays through contiguous(), makes a convolution choose another memory format.
+        canonical = images.to(metadata["device"]).contiguous().flatten().view(images.shape)
         with torch.no_grad():
-            return package(
-                images.to(metadata["device"]).contiguous()
-            ).cpu()  # it reads anything as contiguous
+            return package(canonical).cpu()
 
     return run, metadata
 
