@@ -28,7 +28,7 @@ def test_the_compilers_report_is_understood() -> None:
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_no_kernel_spills(architecture: str) -> None:
     table = resources.all_resources(NVCC or "", architecture)
-    # 4 dtypes x (3 generic + 3 widths x (2 strides x (involution, correlation) + transposed)), and for two of
+    # 4 dtypes x (3 generic + 4 widths x (2 strides x (involution, correlation) + transposed)), and for two of
     # them 3 widths x 2 formats x (involution, transposed, correlation of 16 channels and of more) on tensor cores
-    assert len(table) == 4 * (3 + 3 * 5) + 2 * 3 * 2 * 4
+    assert len(table) == 4 * (3 + 4 * 5) + 2 * 3 * 2 * 4
     assert not [row for row in table if not row.clean]

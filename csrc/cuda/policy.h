@@ -7,6 +7,14 @@ namespace involution {
 // of KW + 3 inputs that they share is then a whole number of such accesses at every lane.
 constexpr int kRun = 4;
 
+// Points of a kernel row that a thread holds at a time, where the row has another width than 3, 5 and 7. Eight
+// keep every piece of a window aligned for the widest access.
+constexpr int kPiece = 8;
+
+// Whether a kernel with this many points at a time takes rows of any width, piece by piece.
+template <int KW>
+constexpr bool kInPieces = KW == kPiece;
+
 // Channels that a thread accumulates at a time: 8 channels x 4 positions are 32 accumulators beside the
 // KW x 4 kernel values, within the register budget below.
 constexpr int kLaneChannels = 8;
