@@ -44,9 +44,9 @@ void launch_as(Operation operation, const Problem& problem, const at::Tensor& a,
                const at::Tensor& out) {
   const DeviceLimits& limits = limits_of(c10::cuda::current_device());
   C10_CUDA_CHECK(launch_parts<T>(
-      operation, problem, static_cast<const T*>(a.const_data_ptr()), static_cast<const T*>(b.const_data_ptr()),
-      static_cast<T*>(out.mutable_data_ptr()), c10::cuda::getCurrentCUDAStream(),
-      [&](const Problem& part, OperandAlignment alignment) {
+      operation, problem, static_cast<const T*>(a.const_data_ptr()),
+      static_cast<const T*>(b.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()),
+      c10::cuda::getCurrentCUDAStream(), [&](const Problem& part, OperandAlignment alignment) {
         return make_plan(operation, part, static_cast<int>(sizeof(T)), alignment, limits);
       }));
 }
@@ -55,8 +55,8 @@ class CudaBackend {
  public:
   explicit CudaBackend(c10::Device device) : guard_(device) {}
 
-  void run(Operation operation, const Problem& problem, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-           const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
+  void run(Operation operation, const Problem& problem, const at::Tensor&, const at::Tensor&,
+           const at::Tensor&, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
     switch (out.scalar_type()) {
       case at::kDouble:
         return launch_as<double>(operation, problem, a, b, out);

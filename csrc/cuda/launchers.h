@@ -16,8 +16,8 @@
 
 namespace involution {
 
-// Runs `operation` on `stream` as `plan` says and returns the launch's error; never synchronises. The problem is
-// whole, or one of its parts.
+// Runs `operation` on `stream` as `plan` says and returns the launch's error; never synchronises. The problem
+// is whole, or one of its parts.
 //
 //   operation    a (B, C, ...)      b                      out
 //   involution   x, input frame     w                      y, output frame

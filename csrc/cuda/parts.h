@@ -1,10 +1,10 @@
 // A problem as the kernels take it: whole, or the transposed operation with a stride in parts without one.
 //
 // An output position o reaches input position q through kernel point k when q = o*stride - padding + k. With
-// q = stride*j + r and r + padding = stride*m + t, 0 <= t < stride, that is k = t + stride*k' with k' = j + m - o:
-// the input positions of one residue r meet the kernel points of one residue t alone, and for these the operation
-// has stride 1 and padding m. So each combination of residues, one for each axis, is a part of its own over views
-// of the same tensors. Together the parts write every input position once.
+// q = stride*j + r and r + padding = stride*m + t, 0 <= t < stride, that is k = t + stride*k' with k' = j + m
+// - o: the input positions of one residue r meet the kernel points of one residue t alone, and for these the
+// operation has stride 1 and padding m. So each combination of residues, one for each axis, is a part of its
+// own over views of the same tensors. Together the parts write every input position once.
 #pragma once
 
 #include "../involution.h"
@@ -76,7 +76,8 @@ inline Parts parts_of(Operation operation, const Problem& problem) {
     for (int64_t y = 0; y < problem.stride[kHeight]; ++y) {
       for (int64_t x = 0; x < problem.stride[kWidth]; ++x) {
         Part part = whole;
-        if (take_residue(part, kDepth, z) && take_residue(part, kHeight, y) && take_residue(part, kWidth, x)) {
+        if (take_residue(part, kDepth, z) && take_residue(part, kHeight, y) &&
+            take_residue(part, kWidth, x)) {
           parts.part[parts.count++] = part;
         }
       }

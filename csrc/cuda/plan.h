@@ -115,7 +115,8 @@ inline bool plan_tiled(Plan& plan, Operation operation, const Problem& p, const 
   for (const TileShape tile :
        {TileShape{16, 16}, TileShape{8, 32}, TileShape{8, 16}, TileShape{4, 32}, TileShape{8, 8},
         TileShape{4, 16}, TileShape{1, 256}, TileShape{1, 128}, TileShape{1, 64}}) {
-    if (tile.width % (gather.dilation[kWidth] * kRun) != 0) continue;  // a run's positions are a dilation apart
+    if (tile.width % (gather.dilation[kWidth] * kRun) != 0)
+      continue;  // a run's positions are a dilation apart
     Plan candidate{};
     lay_out(candidate, operation, p, gather, tile, element_size);
     if (!fits(candidate, limits)) continue;
@@ -137,9 +138,10 @@ inline bool plan_tiled(Plan& plan, Operation operation, const Problem& p, const 
   plan.kind = PlanKind::kTiled;
   const WeightStrides& w = p.w;
   const bool neighbours = plan.phase_shift == 0;  // are a thread's positions
-  plan.weight_vector = !gather.mirrored && (neighbours || !correlation) && runs_are_vectors({w.batch, w.group, w.kernel[kWidth],
-                                                             w.space[kDepth] | w.space[kHeight]},
-                                                            w.space[kWidth], alignment.w, element_size);
+  plan.weight_vector =
+      !gather.mirrored && (neighbours || !correlation) &&
+      runs_are_vectors({w.batch, w.group, w.kernel[kWidth], w.space[kDepth] | w.space[kHeight]},
+                       w.space[kWidth], alignment.w, element_size);
   const ActivationStrides& result = gather.result_strides;
   plan.result_vector =
       !correlation && neighbours &&

@@ -7,8 +7,8 @@ namespace involution {
 // of KW + 3 inputs that they share is then a whole number of such accesses at every lane.
 constexpr int kRun = 4;
 
-// Points of a kernel row that a thread holds at a time, where the row has another width than 3, 5 and 7. Eight
-// keep every piece of a window aligned for the widest access.
+// Points of a kernel row that a thread holds at a time, where the row has another width than 3, 5 and 7.
+// Eight keep every piece of a window aligned for the widest access.
 constexpr int kPiece = 8;
 
 // Whether a kernel with this many points at a time takes rows of any width, piece by piece.

@@ -83,9 +83,9 @@ class BoxWalk {
   int n0_, n1_, n2_, step0_, step1_, step2_;
 };
 
-// Where in a row of shared memory a column of a tile lies. With a dilation, columns of one residue lie side by
-// side: they are what one window meets, and a run's positions, that far apart, share their windows as neighbours
-// do without one.
+// Where in a row of shared memory a column of a tile lies. With a dilation, columns of one residue lie side
+// by side: they are what one window meets, and a run's positions, that far apart, share their windows as
+// neighbours do without one.
 struct Columns {
   int shift;  // the logarithm of the dilation
   int pitch;  // from one residue's columns to the next's
@@ -109,9 +109,10 @@ __device__ __forceinline__ Columns halo_columns(const Plan& plan) {
 // or is null where the whole slice lies outside.
 template <typename T>
 __device__ __forceinline__ void stage_window(Accumulate<T>* tile, int plane_pitch, int row_pitch,
-                                             Columns columns, const T* plane, const ActivationStrides& strides,
-                                             bool channels_last, int channels, int y0, int x0, int height,
-                                             int width, int size_y, int size_x, int thread, int threads) {
+                                             Columns columns, const T* plane,
+                                             const ActivationStrides& strides, bool channels_last,
+                                             int channels, int y0, int x0, int height, int width, int size_y,
+                                             int size_x, int thread, int threads) {
   const int channel_stride = static_cast<int>(strides.channel);
   const int y_stride = static_cast<int>(strides.space[kHeight]);
   const int x_stride = static_cast<int>(strides.space[kWidth]);

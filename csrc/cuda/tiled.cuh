@@ -60,8 +60,8 @@ __device__ __forceinline__ void store_sums(T* result, const Accumulate<T> (&sums
   }
 }
 
-// `count` neighbouring points of a kernel row, at most KW, the first `channels` channels: sums[c][p] += sum_kw
-// values[kw][p] * window[c][p*S + kw]. Inlined with constants, it has no branch for each.
+// `count` neighbouring points of a kernel row, at most KW, the first `channels` channels: sums[c][p] +=
+// sum_kw values[kw][p] * window[c][p*S + kw]. Inlined with constants, it has no branch for each.
 template <typename Sum, int KW, int S>
 __device__ __forceinline__ void gather_points(Sum (&sums)[kLaneChannels][kRun], int count, const Sum* points,
                                               int points_pitch, const Sum* window_row, int plane_pitch,
@@ -76,11 +76,25 @@ __device__ __forceinline__ void gather_points(Sum (&sums)[kLaneChannels][kRun], 
     if (c >= channels) break;
     Sum window[kWindow<KW, S>];
     load_shared(window, window_row + c * plane_pitch);
+    if constexpr (kInPieces<KW>) {
+      // A piece is summed by itself: one sum over all points of a long row would lose digits.
+      Sum piece[kRun];
 #pragma unroll
-    for (int kw = 0; kw < KW; ++kw) {
-      if (kw >= count) break;
+      for (int p = 0; p < kRun; ++p) piece[p] = values[0][p] * window[p * S];
 #pragma unroll
-      for (int p = 0; p < kRun; ++p) sums[c][p] += values[kw][p] * window[p * S + kw];
+      for (int kw = 1; kw < KW; ++kw) {
+        if (kw >= count) break;
+#pragma unroll
+        for (int p = 0; p < kRun; ++p) piece[p] += values[kw][p] * window[p * S + kw];
+      }
+#pragma unroll
+      for (int p = 0; p < kRun; ++p) sums[c][p] += piece[p];
+    } else {
+#pragma unroll
+      for (int kw = 0; kw < KW; ++kw) {
+#pragma unroll
+        for (int p = 0; p < kRun; ++p) sums[c][p] += values[kw][p] * window[p * S + kw];
+      }
     }
   }
 }
@@ -177,8 +191,8 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
 }
 
 // Local correlation: weight[k, q] = sum_c query[c, q] * key[c, at(q, k)]. A thread owns a run of positions
-// and one row of the kernel, or a piece of one: KW x kRun sums that stay in registers while the channels pass by,
-// so nothing is reduced across threads. What a piece has beyond the row's end is summed, but not kept.
+// and one row of the kernel, or a piece of one: KW x kRun sums that stay in registers while the channels pass
+// by, so nothing is reduced across threads. What a piece has beyond the row's end is summed, but not kept.
 template <typename T, int KW, int S>
 __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
     correlation_tile_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ query,
@@ -244,8 +258,8 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
   if (row >= gather.kernel[kHeight] || y >= gather.result[kHeight] || x >= gather.result[kWidth]) return;
   const WeightStrides& strides = gather.weight_strides;
   T* first = weight + at.batch * strides.batch + at.group * strides.group + slice * strides.kernel[kDepth] +
-             row * strides.kernel[kHeight] + first_point * strides.kernel[kWidth] + at.depth * strides.space[kDepth] + y * strides.space[kHeight] +
-             x * strides.space[kWidth];
+             row * strides.kernel[kHeight] + first_point * strides.kernel[kWidth] +
+             at.depth * strides.space[kDepth] + y * strides.space[kHeight] + x * strides.space[kWidth];
   const int positions = own.count(gather.result[kWidth] - x);
   const int point_stride = static_cast<int>(strides.kernel[kWidth]);
   const int x_stride = static_cast<int>(strides.space[kWidth]) * own.step;

@@ -42,8 +42,7 @@ cudaError_t execute(const Request& request, const GuardedBuffer& a, const Guarde
   }
   return launch_parts<T>(operation, request.problem, first, second, result, /*stream=*/nullptr,
                          [&](const Problem& part, OperandAlignment alignment) {
-                           const Plan plan =
-                               make_plan(operation, part, sizeof(T), alignment, request.limits);
+                           const Plan plan = make_plan(operation, part, sizeof(T), alignment, request.limits);
                            if (!plan_text->empty()) *plan_text += "; ";
                            *plan_text += describe(plan);
                            return plan;
