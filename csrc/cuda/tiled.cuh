@@ -167,8 +167,8 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
       __syncthreads();
 
       const Sum* values_row = points_tile + slice * rows * width * plan.points_pitch + run * kRun;
-      // Stride 2 has no registers left for a second loop.
-      if (S == 1 && live_channels == kLaneChannels) {
+      // Stride 2 and pieces have no registers left for a second loop.
+      if (S == 1 && !kInPieces<KW> && live_channels == kLaneChannels) {
         gather_rows<Sum, KW, S>(sums, rows, width, values_row, plan.points_pitch, window_origin, row_step,
                                 plan.plane_pitch, kLaneChannels);
       } else {
