@@ -427,6 +427,35 @@ def test_the_other_disassembler_is_understood():
     assert (hot.start, hot.end, hot.mix) == (0, 0x30, {"shared load": 1, "mma": 2, "other": 1})
 
 
+# Two copies of a loop that have as many multiply-adds: one leaves the rest out where there is less to do.
+COPIES = """\
+		Function : _Z4workPf
+        /*0000*/                   LDS R4, [R2] ;
+        /*0010*/              @!P1 BRA 0x40 ;
+        /*0020*/                   FFMA R8, R4, R6, R8 ;
+        /*0030*/                   FFMA R9, R4, R7, R9 ;
+        /*0040*/               @P0 BRA 0x0 ;
+        /*0050*/                   LDS R4, [R2] ;
+        /*0060*/                   FFMA R8, R4, R6, R8 ;
+        /*0070*/                   FFMA R9, R4, R7, R9 ;
+        /*0080*/                   IADD3 R2, R2, 0x10, RZ ;
+        /*0090*/                   IADD3 R3, R3, 0x10, RZ ;
+        /*00a0*/               @P0 BRA 0x50 ;
+        /*00b0*/                   EXIT ;
+"""
+
+
+def test_of_copies_the_one_without_branches_is_the_hottest():
+    instructions = disassembly.parse(COPIES)["_Z4workPf"]
+    straight, branching = disassembly.hottest_copies(instructions)
+    assert (straight.start, straight.straight, straight.fma_share) == (0x50, True, 2 / 6)
+    assert (branching.start, branching.straight, branching.fma_share) == (0, False, 2 / 5)
+    row = resources.Resources("work", 10, 0, 0, 0, symbol="_Z4workPf")
+    report = sass.report(row, instructions, 32, "sm_90")
+    assert (report.fma_share, report.other_shares) == (2 / 6, [2 / 5])
+    assert "33.3%      1176 (or 40.0%)" in sass.table([report])
+
+
 def loop(**counts: int) -> disassembly.Loop:
     rows = [opcode.replace("__", ".") for opcode, count in counts.items() for _ in range(count)]
     instructions = tuple(disassembly.Instruction(16 * i, opcode) for i, opcode in enumerate(rows))
@@ -483,7 +512,9 @@ def test_a_compiled_kernel(tmp_path, capsys):
     source, output = tmp_path / "sum.cu", tmp_path / "sass.json"
     source.write_text(SOURCE)
     assert sass.main(["--sources", str(source), "--json", str(output)]) == 0
-    (kernel,) = json.loads(output.read_text())["kernels"]
+    document = json.loads(output.read_text())
+    assert (document["architecture"], document["nvcc"]) == ("sm_90", resources.version(NVCC or ""))
+    (kernel,) = document["kernels"]
     assert kernel["kernel"].startswith("sum")
     assert (kernel["threads"], kernel["static_shared"], kernel["spilled"]) == (192, 384, 0)
     assert kernel["occupancy"] == 60 / 64  # ten blocks of six warps
