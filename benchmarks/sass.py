@@ -126,7 +126,8 @@ def report(
     columns: int | None = None,
 ) -> KernelReport:
     """Puts together what compiler and disassembly say of one kernel."""
-    loop, *copies = disassembly.hottest_copies(instructions) or [None]
+    found = disassembly.hottest_copies(instructions)
+    loop, copies = (found[0] if found else None), found[1:]
     machine = MULTIPROCESSORS.get(architecture.rstrip("af"))
     counted = loop is not None and kernel_width(row.kernel) in (WIDTH, None)
     tile, band = per_tile(loop, columns) if loop and counted else (None, None)
@@ -143,7 +144,7 @@ def report(
         mix={kind: loop.mix[kind] for kind in disassembly.KINDS} if loop else {},
         instructions=len(loop.instructions) if loop else 0,
         fma_share=loop.fma_share if loop else None,
-        other_shares=[copy.fma_share for copy in copies if copy],
+        other_shares=[copy.fma_share for copy in copies],
         instructions_per_tile=tile,
         columns=band,
     )
