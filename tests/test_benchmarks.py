@@ -85,6 +85,48 @@ def test_layouts(case, layout):
     assert torch.equal(twin.w, t.w) and twin.w.data_ptr() != t.w.data_ptr()
 
 
+def test_conversions_are_counted():
+    """What a call allocates beside its result, to the byte."""
+    x = torch.randn(2, 16, 9, 7).contiguous(memory_format=torch.channels_last)
+    assert environment.scratch_bytes(lambda: x.neg(), CPU) == 0
+    assert environment.scratch_bytes(lambda: x.contiguous().neg(), CPU) == x.nbytes
+    converted = environment.scratch_bytes(
+        lambda: x.contiguous().neg().to(memory_format=torch.channels_last), CPU
+    )
+    assert converted == 2 * x.nbytes
+
+
+@pytest.mark.parametrize("layout", cases.MIXED_LAYOUTS)
+def test_mixed_formats_are_not_converted(layout):
+    """The operators read and write either format where it lies: the cheapest conversion is none."""
+    t = cases.make_tensors(SMALL, torch.float32, layout, CPU)
+    for operation in cases.OPERATIONS:
+        call = operator.call_of(operation, SMALL, t)
+        assert environment.scratch_bytes(call, CPU) == 0
+
+
+ROW = {"refused": "not measured", "rivals": {}}
+
+
+def test_mixed_formats_are_measured_of_one_shape(capsys):
+    class Stub:
+        device = CPU
+
+        def measure(self, operation, case, dtype, layout, operands):
+            return {**ROW, "operation": operation, "case": case.name, "layout": layout, "dtype": dtype}
+
+    options = operator.parse(["--device", "cpu", "--shapes", "rednet-1", "rednet-4", "--ops", "forward"])
+    measured = [(row["case"], row["layout"]) for row in operator.rows(options, Stub())]
+    assert measured == [
+        ("rednet-1", "contiguous"),
+        ("rednet-1", "activations_last"),
+        ("rednet-1", "kernels_last"),
+        ("rednet-4", "contiguous"),
+    ]
+    assert capsys.readouterr().out.count("REFUSED") == 4
+    assert operator.parse(["--device", "cpu", "--layouts", "contiguous"]).mixed == []
+
+
 # --- Answers ----------------------------------------------------------------------------------------------
 
 
@@ -203,6 +245,7 @@ def test_a_quick_run(record):
     for row in rows:
         assert row["gb_per_s"] == pytest.approx(row["ideal_bytes"] / row["kernel_us"] * 1e-3)
         assert row["copy_share"] == pytest.approx(row["copy_us"] / row["kernel_us"])
+        assert row["scratch_bytes"] == 0
         assert row["host_us"] is None  # on a CPU the call is the work
         unfold = row["rivals"]["unfold"]
         assert unfold["ratio"] == pytest.approx(unfold["us"] / row["kernel_us"])
@@ -480,7 +523,7 @@ def test_occupancy():
 
 
 def test_the_width_is_read_from_the_name():
-    assert sass.kernel_width("gather_tile_kernel<float, 7, 1, false>") == 7
+    assert sass.kernel_width("gather_tile_kernel<float, 7, 1, 1, false>") == 7
     assert sass.kernel_width("kernel<policy<float, 5, 1> >") == 5
     assert sass.kernel_width("generic_gather_kernel<float, true>") is None
     assert (
