@@ -99,7 +99,7 @@ def parse(report: str) -> list[Resources]:
 
 
 def readable(names: Sequence[str]) -> list[str]:
-    """`gather_tile_kernel<float, 7, 1, false>` for what the compiler calls it, if c++filt is there to say."""
+    """`gather_tile_kernel<float, 7, 1, 1, false>` for what the compiler calls it, if c++filt is there to say."""
     if shutil.which("c++filt") is None or not names:
         return list(names)
     text = subprocess.run(

@@ -73,12 +73,13 @@ def execute(runner: HostRunner, operation: str, case: Case, seed: int = 0, **opt
 @EACH_DTYPE
 @EACH_OPERATION
 @pytest.mark.parametrize("width", [3, 5, 7])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
 def test_every_tiled_kernel(
-    runner: HostRunner, operation: str, width: int, stride: int, dtype: torch.dtype
+    runner: HostRunner, operation: str, width: int, stride: int, dilation: int, dtype: torch.dtype
 ) -> None:
-    rng = random.Random(f"{operation} {width} {stride}")
-    for seed in range(10):
+    """Along the width, there is one for each pair of stride and dilation."""
+    rng = random.Random(f"{operation} {width} {stride} {dilation}")
+    for seed in range(7):
         case = Case(
             batch=rng.choice((1, 2)),
             groups=rng.choice((1, 2)),
@@ -86,8 +87,8 @@ def test_every_tiled_kernel(
             input=(rng.randint(1, 19), rng.randint(4, 23)),
             kernel=(rng.randint(1, 7), width),
             stride=(rng.randint(1, 3), stride),
-            padding=(rng.randint(3, 6), rng.randint(2, 4)),
-            dilation=(1, 1),
+            padding=(rng.randint(3, 6), rng.randint(2, 4) + 3 * (dilation - 1)),
+            dilation=(1, dilation),
             dtype=dtype,
         )
         if operation == "involution_transpose":
@@ -159,9 +160,9 @@ def test_random_problems(runner: HostRunner, operation: str, axes: int) -> None:
             stride = 1 if operation == "involution_transpose" else rng.choice((1, 2))
             case = case.with_(
                 kernel=(*case.kernel[:-1], rng.choice((3, 5, 7))),
-                dilation=(*case.dilation[:-1], 1),
+                dilation=(*case.dilation[:-1], 1 if stride == 2 else rng.choice((1, 1, 2))),
                 stride=(*((1,) * (axes - 1) if stride == 1 else case.stride[:-1]), stride),
-                padding=(*case.padding[:-1], rng.randint(3, 5)),
+                padding=(*case.padding[:-1], rng.randint(3, 6)),
             )
             if min(case.output) < 1:
                 continue
@@ -221,11 +222,25 @@ def test_what_is_not_banded_says_why(runner: HostRunner, operation: str) -> None
     }
     if operation != "involution_transpose":
         reasons["stride along the width"] = case.with_(stride=(1, 2))
+    reasons["dilated along its width"] = case.with_(dilation=(1, 2), padding=(1, 2))
     if operation == "local_correlation":  # which stages all channels at once
         reasons["no banded tile fits"] = case.with_(channels_per_group=2048)
     for reason, other in reasons.items():
         plan = execute(runner, operation, other)
         assert plan.startswith("tiled: ") and reason in plan
+
+
+@EACH_OPERATION
+def test_what_has_no_tile_says_why(runner: HostRunner, operation: str) -> None:
+    case = Case(1, 1, 3, (9, 12), (3, 3), (1, 1), (1, 3), (1, 1), torch.float32)
+    assert execute(runner, operation, case).startswith("tiled: ")
+    for reason, other in {
+        "dilation along the width is above 2": case.with_(dilation=(1, 3)),
+        "stride along the width is above 2": case.with_(stride=(1, 3)),
+        "both stride and dilation": case.with_(stride=(1, 2), dilation=(1, 2)),
+        "width is not 3, 5 or 7": case.with_(kernel=(3, 4)),
+    }.items():
+        assert reason in execute(runner, operation, other)
 
 
 @EACH_OPERATION

@@ -31,9 +31,10 @@ def test_the_compilers_report_is_understood() -> None:
 def test_machine_code(architecture: str, tmp_path: Path) -> None:
     by_file = resources.all_resources(NVCC or "", architecture, tmp_path)
     table = [row for rows in by_file.values() for row in rows]
-    # 4 dtypes x (3 generic + 3 widths x (2 strides x (involution, correlation) + transposed)), and for two of
-    # them 3 widths x 2 formats x (involution, transposed, correlation of 16 channels and of more) on tensor cores
-    assert len(table) == 4 * (3 + 3 * 5) + 2 * 3 * 2 * 4
+    # 4 dtypes x (3 generic + 3 widths x (involution, correlation of stride 1, stride 2 and dilation 2; transposed
+    # of the first and the last)), and for two of them 3 widths x 2 formats x (involution, transposed, correlation
+    # of 16 channels and of more) on tensor cores
+    assert len(table) == 4 * (3 + 3 * 8) + 2 * 3 * 2 * 4
     assert not [row for row in table if not row.clean]
     try:
         disassembler = disassembly.find_disassembler()
@@ -46,10 +47,10 @@ def test_machine_code(architecture: str, tmp_path: Path) -> None:
         for report in sass.analyse_cubin(rows, disassembler, cubin, architecture)
     }
     for mirrored in ("false", "true"):
-        kernel = f"gather_tile_kernel<float, 7, 1, {mirrored}>"
+        kernel = f"gather_tile_kernel<float, 7, 1, 1, {mirrored}>"
         # The loop of whole lanes, which 16 channels a group are; the other copy has tests in between.
         assert reports[kernel].fma_share >= 0.8 > max(reports[kernel].other_shares)
-    assert reports["correlation_tile_kernel<float, 7, 1>"].fma_share >= 0.8
+    assert reports["correlation_tile_kernel<float, 7, 1, 1>"].fma_share >= 0.8
     banded = [r for r in reports.values() if r.kernel.startswith("banded_") and r.instructions_per_tile]
     assert len(banded) == 2 * 4
     assert max(report.instructions_per_tile for report in banded) <= 260

@@ -10,7 +10,7 @@ namespace involution {
 
 namespace launch_detail {
 
-template <typename T, int KW, int S>
+template <typename T, int KW, int S, int D>
 cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan& plan, const T* a,
                          const T* b, T* out, cudaStream_t stream) {
   const Gather gather = make_gather(operation, problem);
@@ -20,16 +20,16 @@ cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan
   const size_t shared = static_cast<size_t>(plan.shared_bytes);
   switch (operation) {
     case Operation::kInvolution:
-      return launch_kernel(gather_tile_kernel<T, KW, S, false>, grid, block, shared, stream, gather, plan,
+      return launch_kernel(gather_tile_kernel<T, KW, S, D, false>, grid, block, shared, stream, gather, plan,
                            groups, a, b, out);
     case Operation::kTranspose:
       if constexpr (S == 1) {
-        return launch_kernel(gather_tile_kernel<T, KW, 1, true>, grid, block, shared, stream, gather, plan,
+        return launch_kernel(gather_tile_kernel<T, KW, 1, D, true>, grid, block, shared, stream, gather, plan,
                              groups, a, b, out);
       }
       return cudaErrorInvalidValue;
     case Operation::kCorrelation:
-      return launch_kernel(correlation_tile_kernel<T, KW, S>, grid, block, shared, stream, gather, plan,
+      return launch_kernel(correlation_tile_kernel<T, KW, S, D>, grid, block, shared, stream, gather, plan,
                            groups, a, b, out);
   }
   return cudaErrorInvalidValue;
@@ -38,13 +38,18 @@ cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan
 template <typename T, int KW>
 cudaError_t launch_tiled(Operation operation, const Problem& problem, const Plan& plan, const T* a,
                          const T* b, T* out, cudaStream_t stream) {
-  switch (problem.stride[kWidth]) {
-    case 1:
-      return launch_tiled<T, KW, 1>(operation, problem, plan, a, b, out, stream);
-    case 2:
-      return launch_tiled<T, KW, 2>(operation, problem, plan, a, b, out, stream);
+  const int64_t stride = problem.stride[kWidth];
+  const int64_t dilation = problem.dilation[kWidth];
+  if (stride == 1 && dilation == 1) {
+    return launch_tiled<T, KW, 1, 1>(operation, problem, plan, a, b, out, stream);
   }
-  return cudaErrorInvalidValue;  // no plan names another stride
+  if (stride == 2 && dilation == 1) {
+    return launch_tiled<T, KW, 2, 1>(operation, problem, plan, a, b, out, stream);
+  }
+  if (stride == 1 && dilation == 2) {
+    return launch_tiled<T, KW, 1, 2>(operation, problem, plan, a, b, out, stream);
+  }
+  return cudaErrorInvalidValue;  // no plan names another pair
 }
 
 template <typename T, int KW, bool kChannelsLast>

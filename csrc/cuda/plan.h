@@ -22,8 +22,9 @@ inline const char* why_generic(Operation operation, const Problem& p) {
   const bool transpose = operation == Operation::kTranspose;
   const int64_t width = p.kernel[kWidth];
   if (width != 3 && width != 5 && width != 7) return "the kernel's width is not 3, 5 or 7";
-  if (p.dilation[kWidth] != 1) return "the kernel is dilated along its width";
+  if (p.dilation[kWidth] > 2) return "the dilation along the width is above 2";
   if (p.stride[kWidth] > 2) return "the stride along the width is above 2";
+  if (p.dilation[kWidth] == 2 && p.stride[kWidth] == 2) return "the width has both stride and dilation";
   if (transpose && (p.stride[kDepth] != 1 || p.stride[kHeight] != 1 || p.stride[kWidth] != 1)) {
     return "the transposed operation has a stride";
   }
@@ -47,9 +48,10 @@ inline bool runs_are_vectors(const int64_t (&outer)[4], int64_t along_width, int
   return std::all_of(outer, outer + 4, [](int64_t stride) { return stride % kRun == 0; });
 }
 
-// Fills in what follows from a tile's shape. Shared memory is counted in accumulators.
+// Fills in what follows from a tile's shape and, for local correlation, from the number of blocks that share
+// the rows of its kernel. Shared memory is counted in accumulators.
 inline void lay_out(Plan& plan, Operation operation, const Problem& p, const Gather& gather, TileShape tile,
-                    int element_size) {
+                    int row_groups, int element_size) {
   const bool correlation = operation == Operation::kCorrelation;
   const int channels = gather.channels;
   const int rows = gather.kernel[kHeight];
@@ -60,21 +62,24 @@ inline void lay_out(Plan& plan, Operation operation, const Problem& p, const Gat
 
   const int most_lanes = most_threads(element_size) / plan.runs;
   if (correlation) {
-    plan.row_groups = static_cast<int>(ceil_div(rows, std::min(rows, most_lanes)));
-    plan.lanes = static_cast<int>(ceil_div(rows, plan.row_groups));
+    const int64_t needed = ceil_div(rows, std::min(rows, most_lanes));
+    plan.lanes = static_cast<int>(ceil_div(rows, std::max<int64_t>(needed, row_groups)));
+    plan.row_groups = static_cast<int>(ceil_div(rows, plan.lanes));
     plan.channels_staged = std::min(channels, kCorrelationChannels);
   } else {
     plan.row_groups = 1;
     plan.lanes = static_cast<int>(
         std::min<int64_t>({ceil_div(channels, kLaneChannels), kMostChannelLanes, most_lanes}));
+    plan.lane_channels = kLaneChannels;
     plan.channels_staged = std::min(channels, plan.lanes * kLaneChannels);
   }
   const int rows_staged = correlation ? plan.lanes : rows;
   const int stride = gather.stride[kWidth];
-  const int window = (kRun - 1) * stride + gather.kernel[kWidth];
+  const int reach = (gather.kernel[kWidth] - 1) * gather.dilation[kWidth] + 1;
+  const int window = (kRun - 1) * stride + reach;
   plan.halo_height =
       (tile.height - 1) * gather.stride[kHeight] + (rows_staged - 1) * gather.dilation[kHeight] + 1;
-  plan.halo_width = (tile.width - 1) * stride + gather.kernel[kWidth];
+  plan.halo_width = (tile.width - 1) * stride + reach;
   plan.halo_pitch = (tile.width - kRun) * stride + round_up(window, kRun);
   // Four elements past a multiple of the 32 banks: neighbouring channels start in different banks.
   plan.plane_pitch = round_up(static_cast<int64_t>(plan.halo_height) * plan.halo_pitch, 32) + kRun;
@@ -92,28 +97,46 @@ inline void lay_out(Plan& plan, Operation operation, const Problem& p, const Gat
   if (correlation) plan.blocks *= static_cast<int64_t>(gather.kernel[kDepth]) * plan.row_groups;
 }
 
+// More lanes with fewer channels each, while the launch has too few warps for the machine. What is staged,
+// and so the shared memory, stays as it is.
+inline void spread_channels(Plan& plan, int element_size, const DeviceLimits& limits) {
+  const int64_t blocks = ceil_div(plan.blocks, std::max<int64_t>(1, limits.multiprocessors));
+  while (blocks * ceil_div(plan.threads, 32) < kWarpsWanted && plan.lane_channels > kFewestLaneChannels) {
+    const int lane_channels = plan.lane_channels / 2;
+    const int lanes = static_cast<int>(ceil_div(plan.channels_staged, lane_channels));
+    if (lanes > kMostChannelLanes || lanes * plan.runs > most_threads(element_size)) return;
+    plan.lane_channels = lane_channels;
+    plan.lanes = lanes;
+    plan.threads = plan.runs * lanes;
+  }
+}
+
 // False where no tile fits; `plan` is then as it was.
 inline bool plan_tiled(Plan& plan, Operation operation, const Problem& p, const Gather& gather,
                        int element_size, OperandAlignment alignment, const DeviceLimits& limits) {
   const bool correlation = operation == Operation::kCorrelation;
   double best = std::numeric_limits<double>::infinity();
   Plan chosen{};
-  for (const TileShape tile :
-       {TileShape{16, 16}, TileShape{8, 32}, TileShape{8, 16}, TileShape{4, 32}, TileShape{8, 8},
-        TileShape{4, 16}, TileShape{1, 256}, TileShape{1, 128}, TileShape{1, 64}}) {
-    Plan candidate{};
-    lay_out(candidate, operation, p, gather, tile, element_size);
-    if (!fits(candidate, limits)) continue;
-    const int rows = correlation ? candidate.lanes : gather.kernel[kDepth] * gather.kernel[kHeight];
-    const double halo = static_cast<double>(candidate.halo_height) * candidate.halo_pitch;
-    const double candidate_cost =
-        cost(candidate, gather, limits, halo, rows, correlation ? 1 : gather.kernel[kDepth]);
-    if (candidate_cost < best) {
-      best = candidate_cost;
-      chosen = candidate;
+  for (const TileShape tile : {TileShape{16, 16}, TileShape{8, 32}, TileShape{8, 16}, TileShape{4, 32},
+                               TileShape{8, 8}, TileShape{4, 16}, TileShape{4, 8}, TileShape{2, 8},
+                               TileShape{1, 256}, TileShape{1, 128}, TileShape{1, 64}}) {
+    for (const int row_groups : {1, 2, 4}) {
+      if (row_groups > (correlation ? gather.kernel[kHeight] : 1)) break;
+      Plan candidate{};
+      lay_out(candidate, operation, p, gather, tile, row_groups, element_size);
+      if (!fits(candidate, limits)) continue;
+      const int rows = correlation ? candidate.lanes : gather.kernel[kDepth] * gather.kernel[kHeight];
+      const double halo = static_cast<double>(candidate.halo_height) * candidate.halo_pitch;
+      const double candidate_cost = cost(candidate, gather, limits, halo, rows,
+                                         correlation ? 1 : gather.kernel[kDepth], most_threads(element_size));
+      if (candidate_cost < best) {
+        best = candidate_cost;
+        chosen = candidate;
+      }
     }
   }
   if (chosen.blocks == 0) return false;
+  if (!correlation) spread_channels(chosen, element_size, limits);
   chosen.reason = plan.reason;
   chosen.source_channels_last = plan.source_channels_last;
   plan = chosen;

@@ -155,7 +155,7 @@ __device__ __forceinline__ void stage_weight_runs(Accumulate<T>* points_tile, co
       const int slice = gather.kernel[kDepth] == 1 ? 0 : row / rows;
       z += slice * gather.dilation[kDepth] - gather.padding[kDepth];
       y += (row - slice * rows) * gather.dilation[kHeight] - gather.padding[kHeight];
-      x += point % KW - gather.padding[kWidth];
+      x += point % KW * gather.dilation[kWidth] - gather.padding[kWidth];
       stored_point = points - 1 - point;
     }
     const bool row_inside = z >= 0 && z < size[kDepth] && y >= 0 && y < size[kHeight];

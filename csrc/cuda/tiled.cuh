@@ -8,8 +8,8 @@
 namespace involution {
 
 // The inputs that a run shares for one row of the kernel: a whole number of runs.
-template <int KW, int S>
-constexpr int kWindow = ((kRun - 1) * S + KW + kRun - 1) / kRun * kRun;
+template <int KW, int S, int D>
+constexpr int kWindow = ((kRun - 1) * S + (KW - 1) * D + kRun) / kRun * kRun;
 
 // Up to kLaneChannels channels x kRun positions of sums to the result, in its own format.
 template <typename T>
@@ -34,8 +34,8 @@ __device__ __forceinline__ void store_sums(T* result, const Accumulate<T> (&sums
 }
 
 // `rows` rows of the kernel, the first `channels` channels: sums[c][p] += sum_kw values[kw][p] *
-// window[c][p*S + kw]. Inlined with a constant where all channels live, it has no branch for each.
-template <typename Sum, int KW, int S>
+// window[c][p*S + kw*D]. Inlined with a constant where all channels live, it has no branch for each.
+template <typename Sum, int KW, int S, int D>
 __device__ __forceinline__ void gather_rows(Sum (&sums)[kLaneChannels][kRun], int rows, const Sum* points,
                                             int points_pitch, const Sum* window_row, int row_step,
                                             int plane_pitch, int channels) {
@@ -46,12 +46,12 @@ __device__ __forceinline__ void gather_rows(Sum (&sums)[kLaneChannels][kRun], in
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c) {
       if (c >= channels) break;
-      Sum window[kWindow<KW, S>];
+      Sum window[kWindow<KW, S, D>];
       load_shared(window, window_row + c * plane_pitch);
 #pragma unroll
       for (int kw = 0; kw < KW; ++kw) {
 #pragma unroll
-        for (int p = 0; p < kRun; ++p) sums[c][p] += values[kw][p] * window[p * S + kw];
+        for (int p = 0; p < kRun; ++p) sums[c][p] += values[kw][p] * window[p * S + kw * D];
       }
     }
     points += KW * points_pitch;
@@ -60,7 +60,7 @@ __device__ __forceinline__ void gather_rows(Sum (&sums)[kLaneChannels][kRun], in
 }
 
 // Involution, and mirrored the transposed operation: result[c, q] = sum_k weight[k, q] * source[c, at(q, k)].
-template <typename T, int KW, int S, bool kMirrored>
+template <typename T, int KW, int S, int D, bool kMirrored>
 __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
     gather_tile_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ source,
                        const T* __restrict__ weight, T* __restrict__ result) {
@@ -80,12 +80,13 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
   const int run_y = run / runs_per_row;
   const int run_x = run % runs_per_row * kRun;
   const int row_step = gather.dilation[kHeight] * plan.halo_pitch;
-  const Sum* window_origin = halo + lane * kLaneChannels * plan.plane_pitch +
-                             run_y * gather.stride[kHeight] * plan.halo_pitch + run_x * S;
+  const int first_channel = lane * plan.lane_channels;
+  const Sum* window_origin =
+      halo + first_channel * plan.plane_pitch + run_y * gather.stride[kHeight] * plan.halo_pitch + run_x * S;
 
   for (int channel = 0; channel < gather.channels; channel += plan.channels_staged) {
     const int staged = min(plan.channels_staged, gather.channels - channel);
-    const int live_channels = min(kLaneChannels, staged - lane * kLaneChannels);
+    const int live_channels = min(plan.lane_channels, staged - first_channel);
     Sum sums[kLaneChannels][kRun] = {};
 
     for (int slice = 0; slice < slices; ++slice) {
@@ -102,13 +103,13 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
       __syncthreads();
 
       const Sum* values_row = points_tile + slice * rows * KW * plan.points_pitch + run * kRun;
-      // Stride 2 has no registers left for a second loop.
-      if (S == 1 && live_channels == kLaneChannels) {
-        gather_rows<Sum, KW, S>(sums, rows, values_row, plan.points_pitch, window_origin, row_step,
-                                plan.plane_pitch, kLaneChannels);
+      // Stride or dilation 2, with a longer window, has no registers left for a second loop.
+      if (S == 1 && D == 1 && live_channels == kLaneChannels) {
+        gather_rows<Sum, KW, S, D>(sums, rows, values_row, plan.points_pitch, window_origin, row_step,
+                                   plan.plane_pitch, kLaneChannels);
       } else {
-        gather_rows<Sum, KW, S>(sums, rows, values_row, plan.points_pitch, window_origin, row_step,
-                                plan.plane_pitch, live_channels);
+        gather_rows<Sum, KW, S, D>(sums, rows, values_row, plan.points_pitch, window_origin, row_step,
+                                   plan.plane_pitch, live_channels);
       }
     }
 
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
     if (y < gather.result[kHeight] && x < gather.result[kWidth] && live_channels > 0) {
       const ActivationStrides& strides = gather.result_strides;
       T* first = result + at.batch * strides.batch +
-                 (at.group * gather.channels + channel + lane * kLaneChannels) * strides.channel +
+                 (at.group * gather.channels + channel + first_channel) * strides.channel +
                  at.depth * strides.space[kDepth] + y * strides.space[kHeight] + x * strides.space[kWidth];
       store_sums<T>(first, sums, strides, plan.result_vector, live_channels, gather.result[kWidth] - x);
     }
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
 // Local correlation: weight[k, q] = sum_c query[c, q] * key[c, at(q, k)]. A thread owns a run of positions
 // and one row of the kernel: KW x kRun sums that stay in registers while the channels pass by, so nothing
 // is reduced across threads.
-template <typename T, int KW, int S>
+template <typename T, int KW, int S, int D>
 __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
     correlation_tile_kernel(const Gather gather, const Plan plan, int groups, const T* __restrict__ query,
                             const T* __restrict__ key, T* __restrict__ weight) {
@@ -173,13 +174,13 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
 #pragma unroll 8  // the loop and the addresses are then below a fifth of the instructions
     for (int c = 0; c < staged; ++c) {
       Sum values[kRun];
-      Sum window[kWindow<KW, S>];
+      Sum window[kWindow<KW, S, D>];
       load_shared(values, query_run + c * plan.points_pitch);
       load_shared(window, window_row + c * plan.plane_pitch);
 #pragma unroll
       for (int kw = 0; kw < KW; ++kw) {
 #pragma unroll
-        for (int p = 0; p < kRun; ++p) sums[kw][p] += values[p] * window[p * S + kw];
+        for (int p = 0; p < kRun; ++p) sums[kw][p] += values[p] * window[p * S + kw * D];
       }
     }
   }
