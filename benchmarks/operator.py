@@ -7,10 +7,15 @@
 Every result, a rival's too, is compared with the float64 reference before it is timed. A wrong one gets no
 time, and the program then ends with an error. The columns:
 
-kernel    median time of a call on the device, with operands and result not in the L2 cache (``timing``)
+layout    storage format of the activations and the kernel tensor: ``activations_last`` and ``kernels_last`` mix
+          channels_last with contiguous. They are measured by default for one shape, the first stage's
+kernel    median time of a call on the device, with operands and result not in the L2 cache (``timing``),
+          and whatever it converts
 GB/s      the bytes that an ideal implementation moves, each tensor once, over that time
 of copy   the time of a copy that moves as many bytes, measured in the same run, over that time
 warm      the same operands again and again: in the cache as far as they fit. Not the headline
+scratch   MiB that a call allocates beside its result, copies in another storage format among them; each byte is
+          written and read on top of the ideal ones
 host      what an eager call costs the calling thread on a GPU, without and with gradients: for ``forward``
           the call on tensors that need none and on tensors that need them; for a gradient the bare operation,
           and the whole ``torch.autograd.grad`` call
@@ -39,7 +44,18 @@ import involution
 from involution import autograd
 
 from . import environment, results, timing
-from .cases import BATCHES, DTYPES, LAYOUTS, OPERATIONS, Case, Tensors, make_tensors, select
+from .cases import (
+    BATCHES,
+    DTYPES,
+    LAYOUTS,
+    MIXED_LAYOUTS,
+    MIXED_SHAPE,
+    OPERATIONS,
+    Case,
+    Tensors,
+    make_tensors,
+    select,
+)
 from .check import WrongAnswerError, check
 from .rivals import RIVALS, Rival
 
@@ -123,6 +139,7 @@ class Bench:
         except WrongAnswerError as error:
             row["refused"] = str(error)
             return row
+        row["scratch_bytes"] = environment.scratch_bytes(call_of(operation, case, operands), self.device)
         copies = self._copies(moved)
         operand_sets = list(operands.copies(copies))
         cold = self._time([call_of(operation, case, t) for t in operand_sets])
@@ -205,7 +222,8 @@ def describe(row: dict[str, Any]) -> str:
     host = "-" if row["host_us"] is None else f"{row['host_us']:.1f}/{row['host_grad_us']:.1f}"
     noise = _noise(row["kernel_us"], row["fastest_us"])
     text = f"{head}{row['kernel_us']:>10.1f}{noise:1}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
-    text += f"{row['warm_us']:>11.1f}{host:>13}  "
+    scratch = row.get("scratch_bytes", 0) / 2**20
+    text += f"{row['warm_us']:>11.1f}{scratch:>9.4g}{host:>13}  "
     parts = []
     for name, rival in row["rivals"].items():
         if "ratio" in rival:
@@ -218,7 +236,7 @@ def describe(row: dict[str, Any]) -> str:
 
 HEADER = (
     f"  {'operation':<16}{'dtype':<10}{'layout':<17}{'kernel us':>11}{'GB/s':>9}{'of copy':>9}"
-    f"{'warm us':>11}{'host us':>13}  rivals' time over ours"
+    f"{'warm us':>11}{'scratch':>9}{'host us':>13}  rivals' time over ours"
 )
 
 
@@ -253,6 +271,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.shapes = options.shapes or (["rednet-4"] if options.quick else stages if small else ["*"])
     options.batch = options.batch or ([1] if small else list(BATCHES))
     options.dtypes = options.dtypes or (["float32"] if small else ["float32", "bfloat16", "float16"])
+    options.mixed = [] if options.layouts or options.quick else MIXED_LAYOUTS
     options.layouts = options.layouts or (["contiguous"] if small else ["contiguous", "channels_last"])
     options.ops = options.ops or list(OPERATIONS)
     if options.rivals is None:
@@ -269,7 +288,7 @@ def rows(options: argparse.Namespace, bench: Bench) -> Iterator[dict[str, Any]]:
     combinations = [
         (case, layout, dtype)
         for case in options.cases
-        for layout in options.layouts
+        for layout in [*options.layouts, *(options.mixed if case.name == MIXED_SHAPE else ())]
         for dtype in options.dtypes
     ]
     start, previous = time.monotonic(), None

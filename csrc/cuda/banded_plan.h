@@ -93,7 +93,8 @@ inline bool plan_banded(Plan& plan, Operation operation, const Problem& p, const
     const int rows = (correlation ? 1 : gather.kernel[kDepth]) * gather.kernel[kHeight];
     const double halo = static_cast<double>(candidate.halo_height) * candidate.halo_width;
     const double candidate_cost =
-        cost(candidate, gather, limits, halo, rows, correlation ? 1 : gather.kernel[kDepth]);
+        cost(candidate, gather, limits, halo, rows, correlation ? 1 : gather.kernel[kDepth],
+             kBandMostThreads * band_blocks(gather.mirrored));
     if (candidate_cost < best) {
       best = candidate_cost;
       chosen = candidate;

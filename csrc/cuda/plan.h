@@ -55,9 +55,10 @@ inline bool runs_are_vectors(const int64_t (&outer)[4], int64_t along_width, int
   return std::all_of(outer, outer + 4, [](int64_t stride) { return stride % kRun == 0; });
 }
 
-// Fills in what follows from a tile's shape. Shared memory is counted in accumulators.
+// Fills in what follows from a tile's shape and, for local correlation, from the number of blocks that share
+// the rows of its kernel. Shared memory is counted in accumulators.
 inline void lay_out(Plan& plan, Operation operation, const Problem& p, const Gather& gather, TileShape tile,
-                    int element_size) {
+                    int row_groups, int element_size) {
   const bool correlation = operation == Operation::kCorrelation;
   const int channels = gather.channels;
   const int rows = gather.kernel[kHeight];
@@ -70,13 +71,16 @@ inline void lay_out(Plan& plan, Operation operation, const Problem& p, const Gat
 
   const int most_lanes = most_threads(element_size) / plan.runs;
   if (correlation) {
-    plan.row_groups = static_cast<int>(ceil_div(rows * pieces, std::min(rows * pieces, most_lanes)));
-    plan.lanes = static_cast<int>(ceil_div(rows * pieces, plan.row_groups));
+    const int64_t all = static_cast<int64_t>(rows) * pieces;
+    const int64_t needed = ceil_div(all, std::min<int64_t>(all, most_lanes));
+    plan.lanes = static_cast<int>(ceil_div(all, std::max<int64_t>(needed, row_groups)));
+    plan.row_groups = static_cast<int>(ceil_div(all, plan.lanes));
     plan.channels_staged = std::min(channels, kCorrelationChannels);
   } else {
     plan.row_groups = 1;
     plan.lanes = static_cast<int>(
         std::min<int64_t>({ceil_div(channels, kLaneChannels), kMostChannelLanes, most_lanes}));
+    plan.lane_channels = kLaneChannels;
     plan.channels_staged = std::min(channels, plan.lanes * kLaneChannels);
   }
   // As many rows as `lanes` pieces may lie in, wherever the first of them begins.
@@ -106,32 +110,50 @@ inline void lay_out(Plan& plan, Operation operation, const Problem& p, const Gat
   if (correlation) plan.blocks *= static_cast<int64_t>(gather.kernel[kDepth]) * plan.row_groups;
 }
 
+// More lanes with fewer channels each, while the launch has too few warps for the machine. What is staged,
+// and so the shared memory, stays as it is.
+inline void spread_channels(Plan& plan, int element_size, const DeviceLimits& limits) {
+  const int64_t blocks = ceil_div(plan.blocks, std::max<int64_t>(1, limits.multiprocessors));
+  while (blocks * ceil_div(plan.threads, 32) < kWarpsWanted && plan.lane_channels > kFewestLaneChannels) {
+    const int lane_channels = plan.lane_channels / 2;
+    const int lanes = static_cast<int>(ceil_div(plan.channels_staged, lane_channels));
+    if (lanes > kMostChannelLanes || lanes * plan.runs > most_threads(element_size)) return;
+    plan.lane_channels = lane_channels;
+    plan.lanes = lanes;
+    plan.threads = plan.runs * lanes;
+  }
+}
+
 // False where no tile fits; `plan` is then as it was.
 inline bool plan_tiled(Plan& plan, Operation operation, const Problem& p, const Gather& gather,
                        int element_size, OperandAlignment alignment, const DeviceLimits& limits) {
   const bool correlation = operation == Operation::kCorrelation;
   double best = std::numeric_limits<double>::infinity();
   Plan chosen{};
-  for (const TileShape tile :
-       {TileShape{16, 16}, TileShape{8, 32}, TileShape{8, 16}, TileShape{4, 32}, TileShape{8, 8},
-        TileShape{4, 16}, TileShape{1, 256}, TileShape{1, 128}, TileShape{1, 64}}) {
-    if (tile.width % (gather.dilation[kWidth] * kRun) != 0)
-      continue;  // a run's positions are a dilation apart
-    Plan candidate{};
-    lay_out(candidate, operation, p, gather, tile, element_size);
-    if (!fits(candidate, limits)) continue;
-    const int rows = correlation
-                         ? static_cast<int>(ceil_div(candidate.lanes, pieces_of(gather.kernel[kWidth])))
-                         : gather.kernel[kDepth] * gather.kernel[kHeight];
-    const double halo = static_cast<double>(candidate.halo_height) * candidate.halo_pitch;
-    const double candidate_cost =
-        cost(candidate, gather, limits, halo, rows, correlation ? 1 : gather.kernel[kDepth]);
-    if (candidate_cost < best) {
-      best = candidate_cost;
-      chosen = candidate;
+  for (const TileShape tile : {TileShape{16, 16}, TileShape{8, 32}, TileShape{8, 16}, TileShape{4, 32},
+                               TileShape{8, 8}, TileShape{4, 16}, TileShape{4, 8}, TileShape{2, 8},
+                               TileShape{1, 256}, TileShape{1, 128}, TileShape{1, 64}}) {
+    // A run's positions are a dilation apart.
+    if (tile.width % (gather.dilation[kWidth] * kRun) != 0) continue;
+    const int pieces = pieces_of(gather.kernel[kWidth]);
+    for (const int row_groups : {1, 2, 4}) {
+      if (row_groups > (correlation ? gather.kernel[kHeight] * pieces : 1)) break;
+      Plan candidate{};
+      lay_out(candidate, operation, p, gather, tile, row_groups, element_size);
+      if (!fits(candidate, limits)) continue;
+      const int rows = correlation ? static_cast<int>(ceil_div(candidate.lanes, pieces))
+                                   : gather.kernel[kDepth] * gather.kernel[kHeight];
+      const double halo = static_cast<double>(candidate.halo_height) * candidate.halo_pitch;
+      const double candidate_cost = cost(candidate, gather, limits, halo, rows,
+                                         correlation ? 1 : gather.kernel[kDepth], most_threads(element_size));
+      if (candidate_cost < best) {
+        best = candidate_cost;
+        chosen = candidate;
+      }
     }
   }
   if (chosen.blocks == 0) return false;
+  if (!correlation) spread_channels(chosen, element_size, limits);
   chosen.reason = plan.reason;
   chosen.source_channels_last = plan.source_channels_last;
   plan = chosen;

@@ -24,11 +24,12 @@ struct Plan {
 
   // The tile: result positions of a block, and how its threads share them.
   int tile_height;
-  int tile_width;  // a multiple of the run
-  int runs;        // tiled: threads along the tile, each owns kRun neighbouring positions of a row;
-                   // banded: runs of kBandRun positions, kBandRunsOfWarp of them to a warp
-  int lanes;       // tiled: threads that share a run: channel lanes, or for local correlation kernel rows, in
-                   // pieces of kPiece points where they are not of width 3, 5 or 7
+  int tile_width;     // a multiple of the run
+  int runs;           // tiled: threads along the tile, each owns kRun neighbouring positions of a row;
+                      // banded: runs of kBandRun positions, kBandRunsOfWarp of them to a warp
+  int lanes;          // tiled: threads that share a run: channel lanes, or for local correlation kernel rows,
+                      // in pieces of kPiece points where they are not of width 3, 5 or 7
+  int lane_channels;  // tiled, but local correlation: channels of a lane
   int channels_staged;  // channels whose tiles are in shared memory at a time
 
   // Shared memory, in elements: accumulators where tiled, 16-bit ones where banded.

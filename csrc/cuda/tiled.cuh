@@ -145,12 +145,13 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
 
   const RunPositions own(plan, run);
   const int row_step = gather.dilation[kHeight] * plan.halo_pitch;
-  const Sum* window_origin = halo + lane * kLaneChannels * plan.plane_pitch +
+  const int first_channel = lane * plan.lane_channels;
+  const Sum* window_origin = halo + first_channel * plan.plane_pitch +
                              own.row * gather.stride[kHeight] * plan.halo_pitch + own.window(plan, S);
 
   for (int channel = 0; channel < gather.channels; channel += plan.channels_staged) {
     const int staged = min(plan.channels_staged, gather.channels - channel);
-    const int live_channels = min(kLaneChannels, staged - lane * kLaneChannels);
+    const int live_channels = min(plan.lane_channels, staged - first_channel);
     Sum sums[kLaneChannels][kRun] = {};
 
     for (int slice = 0; slice < slices; ++slice) {
@@ -182,7 +183,7 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
     if (y < gather.result[kHeight] && x < gather.result[kWidth] && live_channels > 0) {
       const ActivationStrides& strides = gather.result_strides;
       T* first = result + at.batch * strides.batch +
-                 (at.group * gather.channels + channel + lane * kLaneChannels) * strides.channel +
+                 (at.group * gather.channels + channel + first_channel) * strides.channel +
                  at.depth * strides.space[kDepth] + y * strides.space[kHeight] + x * strides.space[kWidth];
       store_sums<T>(first, sums, strides, plan.result_vector, live_channels,
                     own.count(gather.result[kWidth] - x), own.step);

@@ -17,7 +17,7 @@ std::string describe(const Plan& plan) {
   text << ": tile " << plan.tile_height << "x" << plan.tile_width << ", " << plan.blocks << " blocks of "
        << plan.threads << " threads (" << plan.runs << " runs), " << plan.shared_bytes
        << " bytes of shared memory, " << plan.channels_staged << " channels staged, " << plan.row_groups
-       << " row groups";
+       << " row groups, " << plan.lane_channels << " channels a lane";
   if (plan.source_vector) text << ", source_vector";
   if (plan.weight_vector) text << ", weight_vector";
   if (plan.result_vector) text << ", result_vector";
