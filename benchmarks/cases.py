@@ -24,6 +24,9 @@ LAYOUTS = {
     "activations_last": (True, False),
     "kernels_last": (False, True),
 }
+# The two in which the tensors differ, and the shape that is measured in them by default.
+MIXED_LAYOUTS = [name for name, (activations, kernels) in LAYOUTS.items() if activations != kernels]
+MIXED_SHAPE = "rednet-1"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,10 @@
 A loop is what lies between the target of a backward branch and the branch. Which loop of a kernel is its
 hottest is a guess from the code alone: the one with the most multiply-adds among its own instructions, which
 are those that lie in no loop inside it. It is the innermost one wherever the multiply-adds are innermost.
+
+Where loops tie, they are copies of one: for the usual case without tests, and for the rest with a branch wherever
+something may be missing. The one that runs straight through is then taken, of which all instructions are issued
+in every round; of the other, the code alone cannot say which are.
 """
 
 from __future__ import annotations
@@ -49,6 +53,9 @@ _OPCODES = {
     },
 }  # fmt: skip
 _KIND_OF = {opcode: kind for kind, opcodes in _OPCODES.items() for opcode in opcodes}
+
+# What leaves the order of the instructions.
+_JUMPS = {"BRA", "BRX", "BRXU", "BREAK", "BSYNC", "CALL", "EXIT", "JMP", "JMX", "JMXU", "RET"}
 
 _SECTION = re.compile(r"^\s*(?:\.section\s+\.text\.(?P<nvdisasm>[^,\s]+),|Function : (?P<cuobjdump>\S+))")
 _LABEL = re.compile(r"^(\.L_\w+):")
@@ -98,10 +105,21 @@ class Loop:
         return Counter(instruction.kind for instruction in self.instructions)
 
     @property
+    def straight(self) -> bool:
+        """Nothing in it is skipped or repeated: its only branch is the one back to its start."""
+        jumps = [i for i in self.instructions if i.opcode.split(".")[0] in _JUMPS]
+        return self.innermost and [jump.address for jump in jumps] == [self.end]
+
+    @property
     def arithmetic(self) -> int:
         """Multiply-adds, those of the tensor cores included."""
         mix = self.mix
         return mix["fma"] + mix["mma"]
+
+    @property
+    def fma_share(self) -> float:
+        """The share of multiply-adds in its instructions."""
+        return self.arithmetic / len(self.instructions)
 
 
 def find_disassembler() -> list[str]:
@@ -193,8 +211,15 @@ def loops(instructions: list[Instruction]) -> list[Loop]:
 
 def hottest(instructions: list[Instruction]) -> Loop | None:
     """The loop with the most multiply-adds of its own, or None where no loop has any."""
-    candidates = [loop for loop in loops(instructions) if loop.arithmetic > 0]
-    return max(candidates, key=lambda loop: (loop.arithmetic, loop.innermost), default=None)
+    return next(iter(hottest_copies(instructions)), None)
+
+
+def hottest_copies(instructions: list[Instruction]) -> list[Loop]:
+    """The hottest loop, then the others that have as many multiply-adds as it; nothing where no loop has any."""
+    found = loops(instructions)
+    most = max((loop.arithmetic for loop in found), default=0)
+    copies = [loop for loop in found if loop.arithmetic == most > 0]
+    return sorted(copies, key=lambda loop: (not loop.straight, not loop.innermost, len(loop.instructions)))
 
 
 def most_threads(cubin: bytes) -> dict[str, int]:

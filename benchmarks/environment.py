@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,23 @@ def free_bytes(device: torch.device) -> int:
     except OSError:
         found = None
     return int(found[1]) * 1024 if found else 1 << 32
+
+
+def scratch_bytes(call: Callable[[], torch.Tensor], device: torch.device) -> int:
+    """Memory that a call allocates beside its result: copies in another storage format, for example."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        kept = call()
+        held = torch.cuda.memory_allocated(device) - before
+        del kept
+        return torch.cuda.max_memory_allocated(device) - before - held
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        kept = call()
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+    return allocated - kept.untyped_storage().nbytes()
 
 
 def clocks(device: torch.device) -> str:

@@ -7,13 +7,18 @@
 Every result, a rival's too, is compared with the float64 reference before it is timed. A wrong one gets no
 time, and the program then ends with an error. The columns:
 
-kernel    median time of a call on the device, with operands and result not in the L2 cache (``timing``)
+layout    storage format of the activations and the kernel tensor: ``activations_last`` and ``kernels_last`` mix
+          channels_last with contiguous. They are measured by default for one shape, the first stage's
+kernel    median time of a call on the device, with operands and result not in the L2 cache (``timing``),
+          and whatever it converts
 GB/s      the bytes that an ideal implementation moves, each tensor once, over that time
 of copy   the time of a copy that moves as many bytes, measured in the same run, over that time
 of bound  on a CPU: the larger of that copy's time and of the multiply-adds at the rate of a large float32 matrix
           product, also of the same run, over that time
 1 thread  on a CPU: the time with one thread over that with all, both warm
 warm      the same operands again and again: in the cache as far as they fit. Not the headline
+scratch   MiB that a call allocates beside its result, copies in another storage format among them; each byte is
+          written and read on top of the ideal ones
 host      what an eager call costs the calling thread, without and with gradients: for ``forward`` the call on
           tensors that need none and on tensors that need them; for a gradient the bare operation, and the whole
           ``torch.autograd.grad`` call. On a CPU, where a call returns when its work is done, that of the
@@ -43,7 +48,18 @@ import involution
 from involution import _library
 
 from . import environment, results, summary, timing
-from .cases import BATCHES, DTYPES, LAYOUTS, OPERATIONS, Case, Tensors, make_tensors, select
+from .cases import (
+    BATCHES,
+    DTYPES,
+    LAYOUTS,
+    MIXED_LAYOUTS,
+    MIXED_SHAPE,
+    OPERATIONS,
+    Case,
+    Tensors,
+    make_tensors,
+    select,
+)
 from .check import WrongAnswerError, check
 from .rivals import RIVALS, Rival
 
@@ -135,6 +151,7 @@ class Bench:
         except WrongAnswerError as error:
             row["refused"] = str(error)
             return row
+        row["scratch_bytes"] = environment.scratch_bytes(call_of(operation, case, operands), self.device)
         copies = self._copies(moved)
         operand_sets = list(operands.copies(copies))
         cold = self._time([call_of(operation, case, t) for t in operand_sets])
@@ -235,7 +252,8 @@ def describe(row: dict[str, Any]) -> str:
     text = f"{head}{row['kernel_us']:>10.1f}{noise:1}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
     text += "        -" if row["bound_share"] is None else f"{row['bound_share']:>9.1%}"
     text += "        -" if row["single_us"] is None else f"{row['single_us'] / row['warm_us']:>9.2f}"
-    text += f"{row['warm_us']:>11.1f}{host:>13}  "
+    scratch = row.get("scratch_bytes", 0) / 2**20
+    text += f"{row['warm_us']:>11.1f}{scratch:>9.4g}{host:>13}  "
     parts = []
     for name, rival in row["rivals"].items():
         if "ratio" in rival:
@@ -248,7 +266,7 @@ def describe(row: dict[str, Any]) -> str:
 
 HEADER = (
     f"  {'operation':<16}{'dtype':<10}{'layout':<17}{'kernel us':>11}{'GB/s':>9}{'of copy':>9}"
-    f"{'of bound':>9}{'1 thread':>9}{'warm us':>11}{'host us':>13}  rivals' time over ours"
+    f"{'of bound':>9}{'1 thread':>9}{'warm us':>11}{'scratch':>9}{'host us':>13}  rivals' time over ours"
 )
 
 
@@ -284,6 +302,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.shapes = options.shapes or (["rednet-4"] if options.quick else stages if small else ["*"])
     options.batch = options.batch or ([1] if options.quick else [8] if small else list(BATCHES))
     options.dtypes = options.dtypes or (["float32"] if small else ["float32", "bfloat16", "float16"])
+    options.mixed = [] if options.layouts or options.quick else MIXED_LAYOUTS
     options.layouts = options.layouts or (["contiguous"] if small else ["contiguous", "channels_last"])
     options.ops = options.ops or list(OPERATIONS)
     if options.rivals is None:
@@ -306,7 +325,7 @@ def rows(options: argparse.Namespace, bench: Bench) -> Iterator[dict[str, Any]]:
     combinations = [
         (case, layout, dtype)
         for case in options.cases
-        for layout in options.layouts
+        for layout in [*options.layouts, *(options.mixed if case.name == MIXED_SHAPE else ())]
         for dtype in options.dtypes
     ]
     start, previous = time.monotonic(), None

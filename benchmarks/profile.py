@@ -38,9 +38,8 @@ def problems(
     """Name, input, weight and the output's gradient of each stage."""
     for channels, side in STAGES:
         groups = channels // GROUP_WIDTH
-        options = {"dtype": dtype, "device": device}
-        x = torch.randn(batch, channels, side, side, **options, requires_grad=True)
-        weight = torch.randn(batch, groups, KERNEL, KERNEL, side, side, **options, requires_grad=True)
+        shapes = (batch, channels, side, side), (batch, groups, KERNEL, KERNEL, side, side)
+        x, weight = (torch.randn(s, dtype=dtype, device=device, requires_grad=True) for s in shapes)
         yield f"{channels} x {side} x {side}", x, weight, torch.randn_like(x)
 
 
@@ -57,24 +56,24 @@ def run(x: Tensor, weight: Tensor, grad: Tensor, name: str) -> None:
 
 def on_gpu(batch: int, dtype: torch.dtype, repeats: int) -> None:
     device = torch.device("cuda")
-    for name, *tensors in problems(batch, dtype, device):
+    for name, x, weight, grad in problems(batch, dtype, device):
         for _ in range(3):
-            run(*tensors, "warm-up")
+            run(x, weight, grad, "warm-up")
         torch.cuda.synchronize()
         for _ in range(repeats):
-            run(*tensors, name)
+            run(x, weight, grad, name)
         torch.cuda.synchronize()
 
 
 def on_cpu(batch: int, dtype: torch.dtype, repeats: int) -> None:
     device = torch.device("cpu")
     ready = list(problems(batch, dtype, device))
-    for _, *tensors in ready:
-        run(*tensors, "warm-up")
+    for _, x, weight, grad in ready:
+        run(x, weight, grad, "warm-up")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        for name, *tensors in ready:
+        for name, x, weight, grad in ready:
             for _ in range(repeats):
-                run(*tensors, name)
+                run(x, weight, grad, name)
     ranges = tuple(f"{kind} " for kind in ("forward", "input gradient", "weight gradient"))
     print(f"{'':34}{'calls':>7}{'ms a call':>12}")
     for event in profile.key_averages():

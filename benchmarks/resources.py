@@ -45,6 +45,15 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(home, "bin")))
 
 
+def version(nvcc: str) -> str:
+    """The compiler's release, such as ``13.0, V13.0.88``."""
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (.+)", text)
+    if found is None:
+        raise RuntimeError(f"{nvcc} --version names no release: {text.strip()!r}")
+    return found[1]
+
+
 def compile_cubin(nvcc: str, source: Path, architecture: str, output: Path) -> list[Resources]:
     """Compiles one .cu file for one architecture, such as ``sm_90``, and reads what ptxas says of it."""
     command = [
@@ -62,12 +71,6 @@ def compile_cubin(nvcc: str, source: Path, architecture: str, output: Path) -> l
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
     return parse(result.stderr)
-
-
-def compile_resources(nvcc: str, source: Path, architecture: str) -> list[Resources]:
-    """The kernels of one .cu file; the object file is thrown away."""
-    with tempfile.TemporaryDirectory() as folder:
-        return compile_cubin(nvcc, source, architecture, Path(folder, "kernels.cubin"))
 
 
 def parse(report: str) -> list[Resources]:
@@ -96,7 +99,7 @@ def parse(report: str) -> list[Resources]:
 
 
 def readable(names: Sequence[str]) -> list[str]:
-    """`gather_tile_kernel<float, 7, 1, false>` for what the compiler calls it, if c++filt is there to say."""
+    """`gather_tile_kernel<float, 7, 1, 1, false>` for what the compiler calls it, if c++filt is there to say."""
     if shutil.which("c++filt") is None or not names:
         return list(names)
     text = subprocess.run(
@@ -115,12 +118,15 @@ def _without_arguments(signature: str) -> str:
     return signature
 
 
-def all_resources(nvcc: str, architecture: str) -> list[Resources]:
-    """Every kernel of the extension; the files compile side by side."""
+def all_resources(nvcc: str, architecture: str, folder: Path) -> dict[Path, list[Resources]]:
+    """Every kernel of the extension, by the object file in ``folder``; the files compile side by side."""
     sources = sorted(SOURCES.glob("*.cu"))
+    cubins = [folder / f"{source.stem}.cubin" for source in sources]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        tables = pool.map(lambda source: compile_resources(nvcc, source, architecture), sources)
-    return [resources for table in tables for resources in table]
+        tables = pool.map(
+            lambda source, cubin: compile_cubin(nvcc, source, architecture, cubin), sources, cubins
+        )
+    return dict(zip(cubins, tables, strict=True))
 
 
 def main() -> int:
@@ -135,7 +141,9 @@ def main() -> int:
         sys.exit(
             "No nvcc was found on PATH, in CUDA_HOME or in /usr/local/cuda; it comes with the CUDA toolkit."
         )
-    table = all_resources(nvcc, architecture)
+    with tempfile.TemporaryDirectory() as folder:
+        tables = all_resources(nvcc, architecture, Path(folder)).values()
+    table = [row for rows in tables for row in rows]
     print(f"{'kernel (' + architecture + ')':<52}{'registers':>10}{'stack':>7}{'spilled':>9}")
     for row in sorted(table, key=lambda row: row.kernel):
         print(

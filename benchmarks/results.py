@@ -54,6 +54,8 @@ _ROW = {
     "host_grad_us": _OPTIONAL,
     "rivals": dict,
 }
+# Not in every record of this schema.
+_ADDED = {"scratch_bytes": int}  # that a call allocates beside its result, as for converting a storage format
 _RIVAL = {"us": _NUMBER, "fastest_us": _NUMBER, "ratio": _NUMBER, "method": str, "error": _NUMBER}
 
 
@@ -68,6 +70,7 @@ def validate(document: Any) -> None:
     for number, row in enumerate(document["results"]):
         where = f"Result {number}"
         _has(row, _ROW, where)
+        _has(row, {name: kind for name, kind in _ADDED.items() if name in row}, where)
         if (row["kernel_us"] is None) != (row["refused"] is not None):
             raise ValueError(f"{where} must have either a time or the reason why it was refused.")
         for name, rival in row["rivals"].items():

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ class Rival:
 # --- Unfold and multiply ----------------------------------------------------------------------------------
 
 
-def _flat(case: Case) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]:
+def _flat(case: Case) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Input size, kernel size, padding and stride in two dimensions; a sequence is a map of height 1."""
     if case.axes == 1:
         return (1, *case.input_size), (1, *case.kernel_size), (0, *case.padding), (1, *case.stride)
@@ -153,8 +154,10 @@ def _shift_input_gradient(y: Tensor, w: Tensor, case: Case) -> Tensor:
             slice(k - 1 + p - at, k - 1 + p - at + size)
             for k, p, at, size in zip(case.kernel_size, case.padding, point, case.input_size, strict=True)
         )
-        weights = padded_w[(slice(None), slice(None), *point)].unsqueeze(2)
-        total = total + padded_y[(..., *places)].to(wide) * weights[(..., *places)].to(wide)
+        stored: tuple[Any, ...] = (slice(None), slice(None), *point)
+        shifted: tuple[Any, ...] = (..., *places)
+        weights = padded_w[stored].unsqueeze(2)
+        total = total + padded_y[shifted].to(wide) * weights[shifted].to(wide)
     return total.flatten(1, 2).to(y.dtype)
 
 
@@ -218,7 +221,8 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 def _static_weight(case: Case, t: Tensors) -> Tensor:
     """One kernel for each channel, those of the first position of the first batch item's group."""
-    first = t.w[(0, ..., *(0,) * case.axes)].repeat_interleave(case.group_width, 0).unsqueeze(1)
+    position: tuple[Any, ...] = (0, ..., *[0] * case.axes)
+    first = t.w[position].repeat_interleave(case.group_width, 0).unsqueeze(1)
     if case.axes == 2 and t.x.is_contiguous(memory_format=torch.channels_last):
         return first.contiguous(memory_format=torch.channels_last)
     return first.contiguous()

@@ -19,7 +19,9 @@ at K = 7, given for kernels of width 7 and for those of any width:
   have 24 columns, any other 32; the table says which, and ``--columns`` overrules it.
 
 Instructions outside the loop (staging, epilogue) and in loops inside it do not count: this is a lower bound.
-The loop is one from the code; where it has branches, what they skip is counted.
+The loop is one from the code; where it has branches, what they skip is counted. Of loops with equally many
+multiply-adds, which are copies for the usual case and for the rest, the one without branches is taken, and
+``(or ...)`` has the fma share of the others.
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ class KernelReport:
     mix: dict[str, int]  # of the hottest loop, by kind; empty where no loop has a multiply-add
     instructions: int  # of that loop
     fma_share: float | None
+    other_shares: list[float]  # of the other loops with as many multiply-adds
     instructions_per_tile: float | None
     columns: int | None  # of the band, for kernels on tensor cores
 
@@ -123,7 +126,8 @@ def report(
     columns: int | None = None,
 ) -> KernelReport:
     """Puts together what compiler and disassembly say of one kernel."""
-    loop = disassembly.hottest(instructions)
+    found = disassembly.hottest_copies(instructions)
+    loop, copies = (found[0] if found else None), found[1:]
     machine = MULTIPROCESSORS.get(architecture.rstrip("af"))
     counted = loop is not None and kernel_width(row.kernel) in (WIDTH, None)
     tile, band = per_tile(loop, columns) if loop and counted else (None, None)
@@ -139,7 +143,8 @@ def report(
         else None,
         mix={kind: loop.mix[kind] for kind in disassembly.KINDS} if loop else {},
         instructions=len(loop.instructions) if loop else 0,
-        fma_share=loop.arithmetic / len(loop.instructions) if loop else None,
+        fma_share=loop.fma_share if loop else None,
+        other_shares=[copy.fma_share for copy in copies],
         instructions_per_tile=tile,
         columns=band,
     )
@@ -150,14 +155,25 @@ def analyse(
 ) -> list[KernelReport]:
     """Every kernel of one .cu file."""
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernels.cubin")
+        cubin = Path(folder, f"{source.stem}.cubin")
         rows = resources.compile_cubin(nvcc, source, architecture, cubin)
-        functions = disassembly.parse(disassembly.disassemble(disassembler, cubin))
-        threads = disassembly.most_threads(cubin.read_bytes())
+        return analyse_cubin(rows, disassembler, cubin, architecture, columns)
+
+
+def analyse_cubin(
+    rows: Sequence[resources.Resources],
+    disassembler: list[str],
+    cubin: Path,
+    architecture: str,
+    columns: int | None = None,
+) -> list[KernelReport]:
+    """Every kernel of an object file, of which the compiler said ``rows``."""
+    functions = disassembly.parse(disassembly.disassemble(disassembler, cubin))
+    threads = disassembly.most_threads(cubin.read_bytes())
     missing = [row.kernel for row in rows if row.symbol not in functions]
     if missing:
         raise RuntimeError(
-            f"{disassembler[0]} printed no instructions of {', '.join(missing)} in {source.name}."
+            f"{disassembler[0]} printed no instructions of {', '.join(missing)} in {cubin.name}."
         )
     return [
         report(row, functions[row.symbol], threads.get(row.symbol), architecture, columns) for row in rows
@@ -185,8 +201,18 @@ def table(rows: Sequence[KernelReport]) -> str:
         line += "".join(f"{row.mix[kind]:>6}" for kind in disassembly.KINDS)
         tile = "-" if row.instructions_per_tile is None else f"{row.instructions_per_tile:.0f}"
         columns = "" if row.columns is None else f" ({row.columns} columns)"
-        lines.append(f"{line}{row.instructions:>6}{row.fma_share:>11.1%}{tile:>10}{columns}")
+        others = (
+            f" (or {', '.join(f'{share:.1%}' for share in row.other_shares)})" if row.other_shares else ""
+        )
+        lines.append(f"{line}{row.instructions:>6}{row.fma_share:>11.1%}{tile:>10}{columns}{others}")
     return "\n".join(lines)
+
+
+def as_json(rows: Sequence[KernelReport], architecture: str, compiler: str) -> str:
+    """The reports as a document with a line for each kernel, so that versions of it can be compared."""
+    kernels = ",\n".join(f"  {json.dumps(asdict(row))}" for row in rows)
+    head = f' "architecture": {json.dumps(architecture)},\n "nvcc": {json.dumps(compiler)},\n'
+    return f'{{\n{head} "kernels": [\n{kernels}\n ]\n}}\n'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -224,8 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(rows))
     print("per tile: a warp's instructions for 16 pixels x 16 channels of output at K = 7 (--help says how)")
     if options.json:
-        document = {"architecture": options.arch, "kernels": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        options.json.write_text(as_json(rows, options.arch, resources.version(nvcc)), "utf-8")
     return 0
 
 

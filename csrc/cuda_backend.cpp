@@ -39,38 +39,33 @@ const DeviceLimits& limits_of(c10::DeviceIndex device) {
   return *known[index];
 }
 
-// Bytes, as far as the widest access of the kernels cares.
-int alignment_of(const at::Tensor& tensor) {
-  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  return static_cast<int>(address % 16 == 0 ? 16 : address & (~address + 1));
-}
-
 template <typename T>
-void launch_as(Operation operation, const Problem& problem, const Plan& plan, const at::Tensor& a,
-               const at::Tensor& b, const at::Tensor& out) {
-  C10_CUDA_CHECK(launch<T>(operation, problem, plan, static_cast<const T*>(a.const_data_ptr()),
-                           static_cast<const T*>(b.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()),
-                           c10::cuda::getCurrentCUDAStream()));
+void launch_as(Operation operation, const Problem& problem, const at::Tensor& a, const at::Tensor& b,
+               const at::Tensor& out) {
+  const DeviceLimits& limits = limits_of(c10::cuda::current_device());
+  C10_CUDA_CHECK(launch_parts<T>(
+      operation, problem, static_cast<const T*>(a.const_data_ptr()),
+      static_cast<const T*>(b.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()),
+      c10::cuda::getCurrentCUDAStream(), [&](const Problem& part, OperandAlignment alignment) {
+        return make_plan(operation, part, static_cast<int>(sizeof(T)), alignment, limits);
+      }));
 }
 
 class CudaBackend {
  public:
   explicit CudaBackend(c10::Device device) : guard_(device) {}
 
-  void run(Operation operation, const Problem& problem, const at::Tensor& x, const at::Tensor& w,
-           const at::Tensor& y, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
-    const OperandAlignment alignment{alignment_of(x), alignment_of(w), alignment_of(y)};
-    const Plan plan = make_plan(operation, problem, static_cast<int>(out.element_size()), alignment,
-                                limits_of(c10::cuda::current_device()));
+  void run(Operation operation, const Problem& problem, const at::Tensor&, const at::Tensor&,
+           const at::Tensor&, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
     switch (out.scalar_type()) {
       case at::kDouble:
-        return launch_as<double>(operation, problem, plan, a, b, out);
+        return launch_as<double>(operation, problem, a, b, out);
       case at::kFloat:
-        return launch_as<float>(operation, problem, plan, a, b, out);
+        return launch_as<float>(operation, problem, a, b, out);
       case at::kHalf:
-        return launch_as<Float16>(operation, problem, plan, a, b, out);
+        return launch_as<Float16>(operation, problem, a, b, out);
       case at::kBFloat16:
-        return launch_as<BFloat16>(operation, problem, plan, a, b, out);
+        return launch_as<BFloat16>(operation, problem, a, b, out);
       default:
         refuse_dtype(out.scalar_type());
     }

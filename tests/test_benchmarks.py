@@ -89,6 +89,48 @@ def test_layouts(case, layout):
     assert torch.equal(twin.w, t.w) and twin.w.data_ptr() != t.w.data_ptr()
 
 
+def test_conversions_are_counted():
+    """What a call allocates beside its result, to the byte."""
+    x = torch.randn(2, 16, 9, 7).contiguous(memory_format=torch.channels_last)
+    assert environment.scratch_bytes(lambda: x.neg(), CPU) == 0
+    assert environment.scratch_bytes(lambda: x.contiguous().neg(), CPU) == x.nbytes
+    converted = environment.scratch_bytes(
+        lambda: x.contiguous().neg().to(memory_format=torch.channels_last), CPU
+    )
+    assert converted == 2 * x.nbytes
+
+
+@pytest.mark.parametrize("layout", cases.MIXED_LAYOUTS)
+def test_mixed_formats_are_not_converted(layout):
+    """The operators read and write either format where it lies: the cheapest conversion is none."""
+    t = cases.make_tensors(SMALL, torch.float32, layout, CPU)
+    for operation in cases.OPERATIONS:
+        call = operator.call_of(operation, SMALL, t)
+        assert environment.scratch_bytes(call, CPU) == 0
+
+
+ROW = {"refused": "not measured", "rivals": {}}
+
+
+def test_mixed_formats_are_measured_of_one_shape(capsys):
+    class Stub:
+        device = CPU
+
+        def measure(self, operation, case, dtype, layout, operands):
+            return {**ROW, "operation": operation, "case": case.name, "layout": layout, "dtype": dtype}
+
+    options = operator.parse(["--device", "cpu", "--shapes", "rednet-1", "rednet-4", "--ops", "forward"])
+    measured = [(row["case"], row["layout"]) for row in operator.rows(options, Stub())]
+    assert measured == [
+        ("rednet-1", "contiguous"),
+        ("rednet-1", "activations_last"),
+        ("rednet-1", "kernels_last"),
+        ("rednet-4", "contiguous"),
+    ]
+    assert capsys.readouterr().out.count("REFUSED") == 4
+    assert operator.parse(["--device", "cpu", "--layouts", "contiguous"]).mixed == []
+
+
 # --- Answers ----------------------------------------------------------------------------------------------
 
 
@@ -208,6 +250,7 @@ def test_a_quick_run(record):
         assert row["gb_per_s"] == pytest.approx(row["ideal_bytes"] / row["kernel_us"] * 1e-3)
         assert row["copy_share"] == pytest.approx(row["copy_us"] / row["kernel_us"])
         assert 0 < row["host_us"] and 0 < row["host_grad_us"]
+        assert row["scratch_bytes"] == 0
         unfold = row["rivals"]["unfold"]
         assert unfold["ratio"] == pytest.approx(unfold["us"] / row["kernel_us"])
     assert {"torch", "commit", "cold", "clocks_after"} <= document["environment"].keys()
@@ -494,6 +537,35 @@ def test_the_other_disassembler_is_understood():
     assert (hot.start, hot.end, hot.mix) == (0, 0x30, {"shared load": 1, "mma": 2, "other": 1})
 
 
+# Two copies of a loop that have as many multiply-adds: one leaves the rest out where there is less to do.
+COPIES = """\
+		Function : _Z4workPf
+        /*0000*/                   LDS R4, [R2] ;
+        /*0010*/              @!P1 BRA 0x40 ;
+        /*0020*/                   FFMA R8, R4, R6, R8 ;
+        /*0030*/                   FFMA R9, R4, R7, R9 ;
+        /*0040*/               @P0 BRA 0x0 ;
+        /*0050*/                   LDS R4, [R2] ;
+        /*0060*/                   FFMA R8, R4, R6, R8 ;
+        /*0070*/                   FFMA R9, R4, R7, R9 ;
+        /*0080*/                   IADD3 R2, R2, 0x10, RZ ;
+        /*0090*/                   IADD3 R3, R3, 0x10, RZ ;
+        /*00a0*/               @P0 BRA 0x50 ;
+        /*00b0*/                   EXIT ;
+"""
+
+
+def test_of_copies_the_one_without_branches_is_the_hottest():
+    instructions = disassembly.parse(COPIES)["_Z4workPf"]
+    straight, branching = disassembly.hottest_copies(instructions)
+    assert (straight.start, straight.straight, straight.fma_share) == (0x50, True, 2 / 6)
+    assert (branching.start, branching.straight, branching.fma_share) == (0, False, 2 / 5)
+    row = resources.Resources("work", 10, 0, 0, 0, symbol="_Z4workPf")
+    report = sass.report(row, instructions, 32, "sm_90")
+    assert (report.fma_share, report.other_shares) == (2 / 6, [2 / 5])
+    assert "33.3%      1176 (or 40.0%)" in sass.table([report])
+
+
 def loop(**counts: int) -> disassembly.Loop:
     rows = [opcode.replace("__", ".") for opcode, count in counts.items() for _ in range(count)]
     instructions = tuple(disassembly.Instruction(16 * i, opcode) for i, opcode in enumerate(rows))
@@ -518,7 +590,7 @@ def test_occupancy():
 
 
 def test_the_width_is_read_from_the_name():
-    assert sass.kernel_width("gather_tile_kernel<float, 7, 1, false>") == 7
+    assert sass.kernel_width("gather_tile_kernel<float, 7, 1, 1, false>") == 7
     assert sass.kernel_width("kernel<policy<float, 5, 1> >") == 5
     assert sass.kernel_width("generic_gather_kernel<float, true>") is None
     assert (
@@ -550,7 +622,9 @@ def test_a_compiled_kernel(tmp_path, capsys):
     source, output = tmp_path / "sum.cu", tmp_path / "sass.json"
     source.write_text(SOURCE)
     assert sass.main(["--sources", str(source), "--json", str(output)]) == 0
-    (kernel,) = json.loads(output.read_text())["kernels"]
+    document = json.loads(output.read_text())
+    assert (document["architecture"], document["nvcc"]) == ("sm_90", resources.version(NVCC or ""))
+    (kernel,) = document["kernels"]
     assert kernel["kernel"].startswith("sum")
     assert (kernel["threads"], kernel["static_shared"], kernel["spilled"]) == (192, 384, 0)
     assert kernel["occupancy"] == 60 / 64  # ten blocks of six warps

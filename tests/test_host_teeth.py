@@ -24,6 +24,8 @@ VISIBLE_IN_OUTPUT = [
     "write_after_read",
     "warp_barrier_for_block",
     "missing_warp_barrier",
+    "copies_too_early",
+    "copies_without_barrier",
     "matrices_too_early",
     "matrices_overwritten",
     "unwritten_output",

@@ -72,32 +72,38 @@ def execute(runner: HostRunner, operation: str, case: Case, seed: int = 0, **opt
 
 @EACH_DTYPE
 @EACH_OPERATION
-@pytest.mark.parametrize("width", [3, 5, 7])
+@pytest.mark.parametrize("width", [3, 5, 7, "any"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_tiled_kernel(
-    runner: HostRunner, operation: str, width: int, stride: int, dtype: torch.dtype
+    runner: HostRunner, operation: str, width: int | str, stride: int, dtype: torch.dtype
 ) -> None:
+    """Dilated along the width, too; rows of any other width are taken in pieces."""
     rng = random.Random(f"{operation} {width} {stride}")
-    for seed in range(10):
+    for seed in range(8):
+        points = rng.choice((2, 4, 6, 8, 9, 16, 23)) if width == "any" else int(width)
         case = Case(
             batch=rng.choice((1, 2)),
             groups=rng.choice((1, 2)),
             channels_per_group=rng.choice((1, 3, 12, 20, 8 if dtype.itemsize > 2 else 9)),  # not banded
             input=(rng.randint(1, 19), rng.randint(4, 23)),
-            kernel=(rng.randint(1, 7), width),
+            kernel=(rng.randint(3, 7), points),
             stride=(rng.randint(1, 3), stride),
-            padding=(rng.randint(3, 6), rng.randint(2, 4)),
-            dilation=(1, 1),
+            padding=(rng.randint(3, 6), rng.randint(points // 2, points)),
+            dilation=(1, rng.choice((1, 2, 4)) if stride == 1 else 1),
             dtype=dtype,
         )
-        if operation == "involution_transpose":
-            case = case.with_(stride=(1, stride))
+        if case.output[1] < 1:
+            case = case.with_(dilation=(1, 1))
+        if seed == 0:  # too many to be spread over more lanes, as those of so small a problem are
+            case = case.with_(batch=1, channels_per_group=36 if dtype.itemsize > 2 else 37)
         case = cases.random_layouts(rng, case)
         if case.w_layout == "sliced":  # whose kernel points are not at one stride
             case = case.with_(w_layout="misaligned")
         plan = execute(runner, operation, case, seed)
-        # The transposed operation has a tiled kernel for stride 1 alone.
-        assert plan.startswith("tiled") == (operation != "involution_transpose" or stride == 1), plan
+        for part in plan.split("; "):  # of the transposed operation with a stride
+            assert part.startswith("tiled"), plan
+            if operation != "local_correlation":
+                assert ("8 channels a lane" in part) == (seed == 0), part
 
 
 @HALF_DTYPES
@@ -156,7 +162,7 @@ def test_random_problems(runner: HostRunner, operation: str, axes: int) -> None:
     for seed in range(100):
         case = cases.random_case(rng, axes)
         if rng.random() < 0.7:  # towards the tiled path
-            stride = 1 if operation == "involution_transpose" else rng.choice((1, 2))
+            stride = rng.choice((1, 2))
             case = case.with_(
                 kernel=(*case.kernel[:-1], rng.choice((3, 5, 7))),
                 dilation=(*case.dilation[:-1], 1),
@@ -199,6 +205,57 @@ def test_rednet_shapes(runner: HostRunner, operation: str, layout: str, dtype: t
             assert ("source_vector" in plan) == (layout == "channels_last" or size % 8 == 0), plan
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_transposed_stride_is_taken_in_parts(runner: HostRunner, layout: str, dtype: torch.dtype) -> None:
+    """The input gradients of RedNet's layers with a stride, and sizes that it does not divide."""
+    for size, kernel, stride, padding in (
+        ((28, 28), (7, 7), (2, 2), (3, 3)),
+        ((13, 15), (7, 7), (2, 2), (3, 3)),
+        ((1, 9), (3, 5), (1, 3), (1, 0)),
+        ((9, 2), (4, 2), (4, 2), (0, 1)),
+        ((2, 7), (7, 3), (2, 1), (6, 2)),
+    ):
+        case = Case(1, 2, 16, size, kernel, stride, padding, (1, 1), dtype, *[layout] * 3)
+        plan = execute(runner, "involution_transpose", case)
+        kinds = ("tiled",) if dtype == torch.float32 else ("tiled", "banded")
+        parts = plan.split("; ")
+        # One for each residue of a position by the stride, where there is such a position.
+        assert len(parts) == min(size[0], stride[0]) * min(size[1], stride[1]), plan
+        assert all(part.startswith(kinds) for part in parts), plan
+
+
+@EACH_OPERATION
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_long_kernels_are_tiled(runner: HostRunner, operation: str, dtype: torch.dtype) -> None:
+    for layout in ("contiguous", "channels_last"):
+        sequence = Case(2, 1, 16, (300,), (31,), (1,), (15,), (1,), dtype, *[layout] * 3)
+        image = Case(1, 1, 5, (9, 21), (3, 13), (2, 2), (1, 6), (1, 1), dtype, *[layout] * 3)
+        for case in (sequence, image):
+            for part in execute(runner, operation, case).split("; "):
+                assert part.startswith("tiled"), part
+
+
+@EACH_OPERATION
+def test_what_is_left_to_the_generic_kernels(runner: HostRunner, operation: str) -> None:
+    case = Case(1, 1, 3, (9, 12), (3, 3), (1, 1), (3, 3), (1, 1), torch.float32)
+    reasons = {
+        "dilation along the width is not": case.with_(dilation=(1, 3)),
+        "width has a stride and a dilation": case.with_(stride=(1, 2), dilation=(1, 2)),
+        "stride along the width is above 2": case.with_(stride=(1, 3), dilation=(1, 1)),
+    }
+    if operation == "involution_transpose":
+        reasons = {
+            # A residue by the stride without a kernel point, more residues than parts are made of, and a dilation.
+            "operation has a stride": case.with_(kernel=(3, 2), stride=(1, 3)),
+            "stride that is not": case.with_(stride=(3, 3)),
+            "not taken in parts": case.with_(stride=(1, 2), dilation=(1, 2)),
+        }
+    for reason, other in reasons.items():
+        plan = execute(runner, operation, other)
+        assert reason in plan and "tile" not in plan, plan
+
+
 @EACH_OPERATION
 def test_banded_in_one_and_three_dimensions(runner: HostRunner, operation: str) -> None:
     for layout in ("contiguous", "channels_last"):
@@ -218,6 +275,8 @@ def test_what_is_not_banded_says_why(runner: HostRunner, operation: str) -> None
     reasons = {
         "lose digits": case.with_(dtype=torch.float32),
         "not a multiple of 8": case.with_(channels_per_group=12),
+        "width is not 3, 5 or 7": case.with_(kernel=(3, 4)),
+        "dilated along its width": case.with_(dilation=(1, 2), padding=(1, 2)),
     }
     if operation != "involution_transpose":
         reasons["stride along the width"] = case.with_(stride=(1, 2))

@@ -34,12 +34,13 @@ inline Gather make_gather(Operation operation, const Problem& problem) {
   gather.channels = static_cast<int>(problem.channels_per_group);
   gather.mirrored = mirrored;
   for (int axis = 0; axis < 3; ++axis) {
-    const int64_t reach = problem.dilation[axis] * (problem.kernel[axis] - 1);
+    const int64_t dilation = problem.kernel[axis] == 1 ? 1 : problem.dilation[axis];
+    const int64_t reach = dilation * (problem.kernel[axis] - 1);
     gather.source[axis] = static_cast<int>(mirrored ? problem.output[axis] : problem.input[axis]);
     gather.result[axis] = static_cast<int>(mirrored ? problem.input[axis] : problem.output[axis]);
     gather.kernel[axis] = static_cast<int>(problem.kernel[axis]);
     gather.stride[axis] = static_cast<int>(problem.stride[axis]);
-    gather.dilation[axis] = static_cast<int>(problem.dilation[axis]);
+    gather.dilation[axis] = static_cast<int>(dilation);
     gather.padding[axis] = static_cast<int>(mirrored ? reach - problem.padding[axis] : problem.padding[axis]);
   }
   gather.source_strides = mirrored ? problem.y : problem.x;

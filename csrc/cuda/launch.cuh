@@ -79,12 +79,12 @@ cudaError_t launch_fast(Operation operation, const Problem& problem, const Plan&
   if (plan.kind == PlanKind::kTiled) {
     return launch_tiled<T, KW>(operation, problem, plan, a, b, out, stream);
   }
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (sizeof(T) == 2 && !kInPieces<KW>) {
     return plan.source_channels_last
                ? launch_banded<T, KW, true>(operation, problem, plan, a, b, out, stream)
                : launch_banded<T, KW, false>(operation, problem, plan, a, b, out, stream);
   }
-  return cudaErrorInvalidValue;  // no plan for another type is banded
+  return cudaErrorInvalidValue;  // no plan for another type or width is banded
 }
 
 template <typename T>
@@ -125,7 +125,7 @@ cudaError_t launch(Operation operation, const Problem& problem, const Plan& plan
     case 7:
       return launch_fast<T, 7>(operation, problem, plan, a, b, out, stream);
   }
-  return cudaErrorInvalidValue;  // no plan names another width
+  return launch_fast<T, kPiece>(operation, problem, plan, a, b, out, stream);
 }
 
 }  // namespace involution

@@ -53,18 +53,21 @@ inline bool fits(const Plan& plan, const DeviceLimits& limits) {
 }
 
 // Elements that the whole launch moves through its multiprocessors, in waves of a block each: halo
-// overlap, positions beyond the border and a grid that does not fill the machine all count against a tile.
-// `halo` has the elements of a channel's halo, `rows` the rows of the kernel that a block works on.
+// overlap, positions beyond the border, idle lanes and a grid that does not fill the machine all count
+// against a tile. `halo` has the elements of a channel's halo, `rows` the rows of the kernel that a block
+// works on, and `resident_threads` are those that a multiprocessor has registers for.
 inline double cost(const Plan& plan, const Gather& gather, const DeviceLimits& limits, double halo, int rows,
-                   int slices) {
+                   int slices, int resident_threads) {
   const double positions = static_cast<double>(plan.tile_height) * plan.tile_width;
   const double elements = gather.channels * (halo * slices + positions) +
                           static_cast<double>(rows) * gather.kernel[kWidth] * positions;
   const double waves =
       static_cast<double>(ceil_div(plan.blocks, std::max<int64_t>(1, limits.multiprocessors)));
   // A block alone on its multiprocessor cannot load while it computes.
-  const bool alone = 2 * plan.shared_bytes > limits.shared_memory_per_multiprocessor;
-  return elements * waves * (alone ? 1.5 : 1.0);
+  const bool alone =
+      2 * plan.shared_bytes > limits.shared_memory_per_multiprocessor || 2 * plan.threads > resident_threads;
+  const double idle_lanes = static_cast<double>(round_up(plan.threads, 32)) / plan.threads;
+  return elements * waves * idle_lanes * (alone ? 1.5 : 1.0);
 }
 
 }  // namespace plan_detail

@@ -24,16 +24,20 @@ struct Plan {
 
   // The tile: result positions of a block, and how its threads share them.
   int tile_height;
-  int tile_width;  // a multiple of the run
-  int runs;        // tiled: threads along the tile, each owns kRun neighbouring positions of a row;
-                   // banded: runs of kBandRun positions, kBandRunsOfWarp of them to a warp
-  int lanes;       // tiled: threads that share a run: channel lanes, or kernel rows for local correlation
+  int tile_width;     // a multiple of the run
+  int runs;           // tiled: threads along the tile, each owns kRun neighbouring positions of a row;
+                      // banded: runs of kBandRun positions, kBandRunsOfWarp of them to a warp
+  int lanes;          // tiled: threads that share a run: channel lanes, or for local correlation kernel rows,
+                      // in pieces of kPiece points where they are not of width 3, 5 or 7
+  int lane_channels;  // tiled, but local correlation: channels of a lane
   int channels_staged;  // channels whose tiles are in shared memory at a time
 
   // Shared memory, in elements: accumulators where tiled, 16-bit ones where banded.
   int halo_height;
   int halo_width;
   int halo_pitch;    // from a row of the halo to the next
+  int phase_shift;   // tiled: the logarithm of the dilation along the width
+  int phase_pitch;   // tiled: from the columns of one residue by the dilation to those of the next
   int plane_pitch;   // from a channel to the next; banded and channels_last: from a position to the next
   int points_pitch;  // tiled: from a kernel point's tile to the next; correlation: a channel's of y
   int band_phase;    // banded: the band's first column in row 0 of its patch
@@ -49,7 +53,7 @@ struct Plan {
 
   int tiles_y;
   int tiles_x;
-  int row_groups;  // tiled local correlation: groups of `lanes` kernel rows along the kernel's height
+  int row_groups;  // tiled local correlation: groups of `lanes` kernel rows, or pieces, along the height
   int64_t blocks;
   int threads;
   int64_t shared_bytes;

@@ -7,9 +7,24 @@ namespace involution {
 // of KW + 3 inputs that they share is then a whole number of such accesses at every lane.
 constexpr int kRun = 4;
 
-// Channels that a thread accumulates at a time: 8 channels x 4 positions are 32 accumulators beside the
-// KW x 4 kernel values, within the register budget below.
+// Points of a kernel row that a thread holds at a time, where the row has another width than 3, 5 and 7.
+// Eight keep every piece of a window aligned for the widest access.
+constexpr int kPiece = 8;
+
+// Whether a kernel with this many points at a time takes rows of any width, piece by piece.
+template <int KW>
+constexpr bool kInPieces = KW == kPiece;
+
+// The most channels that a thread accumulates at a time: 8 channels x 4 positions are 32 accumulators beside
+// the KW x 4 kernel values, within the register budget below.
 constexpr int kLaneChannels = 8;
+
+// A small map on a large machine has few warps to hide what each of them waits for. There a thread takes
+// fewer channels, down to these, until every multiprocessor has its share of kWarpsWanted warps. A kernel
+// value then comes from shared memory for fewer multiply-adds, 13 accesses to 56 instead of 31 to 224 at a
+// width of 7.
+constexpr int kFewestLaneChannels = 2;
+constexpr int kWarpsWanted = 16;
 
 // Threads that share a run and split the channels of a group between them.
 constexpr int kMostChannelLanes = 8;

@@ -83,14 +83,36 @@ class BoxWalk {
   int n0_, n1_, n2_, step0_, step1_, step2_;
 };
 
+// Where in a row of shared memory a column of a tile lies. With a dilation, columns of one residue lie side
+// by side: they are what one window meets, and a run's positions, that far apart, share their windows as
+// neighbours do without one.
+struct Columns {
+  int shift;  // the logarithm of the dilation
+  int pitch;  // from one residue's columns to the next's
+
+  __device__ __forceinline__ int place(int column) const {
+    return (column & ((1 << shift) - 1)) * pitch + (column >> shift);
+  }
+};
+
+// The columns of a tile's positions, and those of its halo.
+__device__ __forceinline__ Columns position_columns(const Plan& plan) {
+  return {plan.phase_shift, plan.tile_width >> plan.phase_shift};
+}
+
+__device__ __forceinline__ Columns halo_columns(const Plan& plan) {
+  return {plan.phase_shift, plan.phase_pitch};
+}
+
 // `channels` planes of a `height` x `width` window of `plane`, the first element at (y0, x0), which may
 // lie outside: such positions become zeros. `plane` points to the window's first channel and depth slice,
 // or is null where the whole slice lies outside.
 template <typename T>
 __device__ __forceinline__ void stage_window(Accumulate<T>* tile, int plane_pitch, int row_pitch,
-                                             const T* plane, const ActivationStrides& strides,
-                                             bool channels_last, int channels, int y0, int x0, int height,
-                                             int width, int size_y, int size_x, int thread, int threads) {
+                                             Columns columns, const T* plane,
+                                             const ActivationStrides& strides, bool channels_last,
+                                             int channels, int y0, int x0, int height, int width, int size_y,
+                                             int size_x, int thread, int threads) {
   const int channel_stride = static_cast<int>(strides.channel);
   const int y_stride = static_cast<int>(strides.space[kHeight]);
   const int x_stride = static_cast<int>(strides.space[kWidth]);
@@ -110,7 +132,7 @@ __device__ __forceinline__ void stage_window(Accumulate<T>* tile, int plane_pitc
       const bool live = !walk.done();
       const bool inside = live && plane != nullptr && y >= 0 && y < size_y && x >= 0 && x < size_x;
       values[i] = inside ? widen(plane[c * channel_stride + y * y_stride + x * x_stride]) : Accumulate<T>(0);
-      places[i] = live ? c * plane_pitch + row * row_pitch + column : -1;
+      places[i] = live ? c * plane_pitch + row * row_pitch + columns.place(column) : -1;
       if (live) walk.advance();
     }
 #pragma unroll
@@ -125,16 +147,19 @@ __device__ __forceinline__ void stage_window(Accumulate<T>* tile, int plane_pitc
 // In a mirrored sum the value for (point m, position q) is the one stored at kernel point K - 1 - m of
 // output position q - padding + m*dilation, and zero where that lies outside.
 //
-// A thread takes its own run of positions at every `lanes`-th point, so a contiguous kernel tensor is read
-// in whole runs, as vectors where they are aligned.
+// A thread takes neighbouring positions at every `lanes`-th point, so a contiguous kernel tensor is read in
+// whole runs, as vectors where they are aligned.
 template <typename T, int KW, bool kMirrored>
 __device__ __forceinline__ void stage_weight_runs(Accumulate<T>* points_tile, const Gather& gather,
                                                   const Plan& plan, const BlockPosition& at, const T* weight,
                                                   int run, int lane) {
   const WeightStrides& strides = gather.weight_strides;
   const int rows = gather.kernel[kHeight];
-  const int points = gather.kernel[kDepth] * rows * KW;
+  const int row_points = kInPieces<KW> ? gather.kernel[kWidth] : KW;
+  const int points = gather.kernel[kDepth] * rows * row_points;
   const int point_stride = static_cast<int>(strides.kernel[kWidth]);
+  const int row_stride = static_cast<int>(strides.kernel[kHeight]);
+  const int slice_stride = static_cast<int>(strides.kernel[kDepth]);
   const int z_stride = static_cast<int>(strides.space[kDepth]);
   const int y_stride = static_cast<int>(strides.space[kHeight]);
   const int x_stride = static_cast<int>(strides.space[kWidth]);
@@ -142,24 +167,28 @@ __device__ __forceinline__ void stage_weight_runs(Accumulate<T>* points_tile, co
   const T* plane = weight + at.batch * strides.batch + at.group * strides.group;
 
   const int runs_per_row = plan.tile_width / kRun;
+  const int column = run % runs_per_row * kRun;
   const int run_y = at.y + run / runs_per_row;
-  const int run_x = at.x + run % runs_per_row * kRun;
+  const int run_x = at.x + column;
 #pragma unroll 4
   for (int point = lane; point < points; point += plan.lanes) {
     int z = at.depth;
     int y = run_y;
     int x = run_x;
-    int stored_point = point;
+    int stored_point = point * point_stride;
     if (kMirrored) {
-      const int row = point / KW;
+      const int row = point / row_points;
       const int slice = gather.kernel[kDepth] == 1 ? 0 : row / rows;
+      const int row_of_slice = row - slice * rows;
+      const int point_of_row = point - row * row_points;
       z += slice * gather.dilation[kDepth] - gather.padding[kDepth];
-      y += (row - slice * rows) * gather.dilation[kHeight] - gather.padding[kHeight];
-      x += point % KW - gather.padding[kWidth];
-      stored_point = points - 1 - point;
+      y += row_of_slice * gather.dilation[kHeight] - gather.padding[kHeight];
+      x += point_of_row * gather.dilation[kWidth] - gather.padding[kWidth];
+      stored_point = (gather.kernel[kDepth] - 1 - slice) * slice_stride +
+                     (rows - 1 - row_of_slice) * row_stride + (row_points - 1 - point_of_row) * point_stride;
     }
     const bool row_inside = z >= 0 && z < size[kDepth] && y >= 0 && y < size[kHeight];
-    const T* first = plane + (row_inside ? z * z_stride + y * y_stride + stored_point * point_stride : 0);
+    const T* first = plane + (row_inside ? z * z_stride + y * y_stride + stored_point : 0);
     Accumulate<T> values[kRun];
     if (!kMirrored && plan.weight_vector && row_inside && x + kRun <= size[kWidth]) {
       const auto loaded = load_streaming<T, kRun>(first + x);
@@ -172,7 +201,15 @@ __device__ __forceinline__ void stage_weight_runs(Accumulate<T>* points_tile, co
         values[p] = inside ? widen(first[(x + p) * x_stride]) : Accumulate<T>(0);
       }
     }
-    store_vector<Accumulate<T>, kRun>(points_tile + point * plan.points_pitch + run * kRun, values);
+    Accumulate<T>* places = points_tile + point * plan.points_pitch + run * kRun;
+    if (plan.phase_shift == 0) {
+      store_vector<Accumulate<T>, kRun>(places, values);
+    } else {
+#pragma unroll
+      for (int p = 0; p < kRun; ++p) {
+        places[position_columns(plan).place(column + p) - column] = values[p];
+      }
+    }
   }
 }
 
@@ -183,7 +220,8 @@ __device__ __forceinline__ void stage_weight_points(Accumulate<T>* points_tile, 
                                                     const Plan& plan, const BlockPosition& at,
                                                     const T* weight, int thread) {
   const WeightStrides& strides = gather.weight_strides;
-  const int points = gather.kernel[kDepth] * gather.kernel[kHeight] * KW;
+  const int points =
+      gather.kernel[kDepth] * gather.kernel[kHeight] * (kInPieces<KW> ? gather.kernel[kWidth] : KW);
   const int y_stride = static_cast<int>(strides.space[kHeight]);
   const int x_stride = static_cast<int>(strides.space[kWidth]);
   const T* slice =
@@ -199,7 +237,8 @@ __device__ __forceinline__ void stage_weight_points(Accumulate<T>* points_tile, 
       const bool live = !walk.done();
       const bool inside = live && y < gather.result[kHeight] && x < gather.result[kWidth];
       values[i] = inside ? widen(slice[y * y_stride + x * x_stride + walk.i2]) : Accumulate<T>(0);
-      places[i] = live ? walk.i2 * plan.points_pitch + walk.i0 * plan.tile_width + walk.i1 : -1;
+      const int column = position_columns(plan).place(walk.i1);
+      places[i] = live ? walk.i2 * plan.points_pitch + walk.i0 * plan.tile_width + column : -1;
       if (live) walk.advance();
     }
 #pragma unroll

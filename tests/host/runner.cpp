@@ -10,26 +10,6 @@
 namespace involution::host {
 namespace {
 
-// The number of bytes up to which the address of a tensor is aligned, as far as any access asks.
-int alignment_of(const GuardedBuffer& buffer) {
-  const auto address = reinterpret_cast<std::uintptr_t>(buffer.data());
-  const std::uintptr_t lowest_bit = address & (~address + 1);
-  return static_cast<int>(lowest_bit < 128 ? lowest_bit : 128);
-}
-
-OperandAlignment alignments(Operation operation, const GuardedBuffer& a, const GuardedBuffer& b,
-                            const GuardedBuffer& out) {
-  switch (operation) {
-    case Operation::kInvolution:
-      return {/*x=*/alignment_of(a), /*w=*/alignment_of(b), /*y=*/alignment_of(out)};
-    case Operation::kTranspose:
-      return {/*x=*/alignment_of(out), /*w=*/alignment_of(b), /*y=*/alignment_of(a)};
-    case Operation::kCorrelation:
-      return {/*x=*/alignment_of(b), /*w=*/alignment_of(out), /*y=*/alignment_of(a)};
-  }
-  reject("no such operation");
-}
-
 std::string describe(const Plan& plan) {
   std::ostringstream text;
   text << plan.reason;
@@ -37,7 +17,7 @@ std::string describe(const Plan& plan) {
   text << ": tile " << plan.tile_height << "x" << plan.tile_width << ", " << plan.blocks << " blocks of "
        << plan.threads << " threads (" << plan.runs << " runs), " << plan.shared_bytes
        << " bytes of shared memory, " << plan.channels_staged << " channels staged, " << plan.row_groups
-       << " row groups";
+       << " row groups, " << plan.lane_channels << " channels a lane";
   if (plan.source_vector) text << ", source_vector";
   if (plan.weight_vector) text << ", weight_vector";
   if (plan.result_vector) text << ", result_vector";
@@ -51,15 +31,22 @@ template <typename T>
 cudaError_t execute(const Request& request, const GuardedBuffer& a, const GuardedBuffer& b,
                     GuardedBuffer& out, std::string* plan_text) {
   const auto operation = static_cast<Operation>(request.operation);
-  Plan plan{};
-  plan.reason = "generic because the test asks for it";
-  if (!request.force_generic) {
-    plan = make_plan(operation, request.problem, sizeof(T), alignments(operation, a, b, out), request.limits);
+  const auto* first = reinterpret_cast<const T*>(a.data());
+  const auto* second = reinterpret_cast<const T*>(b.data());
+  auto* result = reinterpret_cast<T*>(out.data());
+  if (request.force_generic) {
+    Plan plan{};
+    plan.reason = "generic because the test asks for it";
+    *plan_text = describe(plan);
+    return involution::launch<T>(operation, request.problem, plan, first, second, result, /*stream=*/nullptr);
   }
-  *plan_text = describe(plan);
-  return involution::launch<T>(operation, request.problem, plan, reinterpret_cast<const T*>(a.data()),
-                               reinterpret_cast<const T*>(b.data()), reinterpret_cast<T*>(out.data()),
-                               /*stream=*/nullptr);
+  return launch_parts<T>(operation, request.problem, first, second, result, /*stream=*/nullptr,
+                         [&](const Problem& part, OperandAlignment alignment) {
+                           const Plan plan = make_plan(operation, part, sizeof(T), alignment, request.limits);
+                           if (!plan_text->empty()) *plan_text += "; ";
+                           *plan_text += describe(plan);
+                           return plan;
+                         });
 }
 
 }  // namespace

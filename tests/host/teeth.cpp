@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda/copy_async.cuh"
 #include "cuda/mma.cuh"
 #include "cuda_on_host.h"
 
@@ -71,6 +72,26 @@ __global__ void missing_warp_barrier(Params p) {
   tile()[t] = p.in[t];
   if (!kWrong) __syncwarp();
   p.out[t] = tile()[t ^ 1];
+}
+
+// A barrier does not wait for asynchronous copies.
+template <bool kWrong>
+__global__ void copies_too_early(Params p) {
+  const int t = threadIdx.x;
+  if (t < kThreads / 4) copy_async(tile() + 4 * t, p.in + 4 * t, true);
+  if (!kWrong) wait_for_copies();
+  __syncthreads();
+  p.out[t] = tile()[kThreads - 1 - t];
+}
+
+// Waiting is for a thread's own copies: others' are there after a barrier.
+template <bool kWrong>
+__global__ void copies_without_barrier(Params p) {
+  const int t = threadIdx.x;
+  if (t < kThreads / 4) copy_async(tile() + 4 * t, p.in + 4 * t, true);
+  wait_for_copies();
+  if (!kWrong) __syncthreads();
+  p.out[t] = tile()[kThreads - 1 - t];
 }
 
 // A lane may give the address of a row that another lane stores.
@@ -274,6 +295,8 @@ const Case kCases[] = {
     CASE(write_after_read),
     CASE(warp_barrier_for_block),
     CASE(missing_warp_barrier),
+    CASE(copies_too_early),
+    CASE(copies_without_barrier),
     CASE(matrices_too_early),
     CASE(matrices_overwritten),
     CASE(early_return),

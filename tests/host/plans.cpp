@@ -1,0 +1,56 @@
+// Prints the plan of one involution of images, without launching anything:
+//
+//   plans OPERATION ELEMENT_SIZE CHANNELS_LAST BATCH CHANNELS GROUPS SIDE KERNEL STRIDE MULTIPROCESSORS
+//
+// a line for each number that a test asks for. The tensors are aligned, and padded by half the kernel.
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "cuda/plan.h"
+
+int main(int argc, char** argv) {
+  using namespace involution;
+  if (argc != 11) return 2;
+  const auto number = [&](int index) { return static_cast<int64_t>(std::atoll(argv[index])); };
+  const auto operation = static_cast<Operation>(number(1));
+  const int64_t channels = number(5), groups = number(6), side = number(7), kernel = number(8);
+  const int64_t out = (side + 2 * (kernel / 2) - kernel) / number(9) + 1;
+  Problem p{};
+  p.batch = number(4);
+  p.groups = groups;
+  p.channels_per_group = channels / groups;
+  for (int axis = 0; axis < 3; ++axis) {
+    const bool used = axis != kDepth;
+    p.input[axis] = used ? side : 1;
+    p.output[axis] = used ? out : 1;
+    p.kernel[axis] = used ? kernel : 1;
+    p.stride[axis] = used ? number(9) : 1;
+    p.padding[axis] = used ? kernel / 2 : 0;
+    p.dilation[axis] = 1;
+  }
+  const bool last = number(3) != 0;
+  const auto activation = [&](int64_t s) {
+    return last ? ActivationStrides{channels * s * s, 1, {0, s * channels, channels}}
+                : ActivationStrides{channels * s * s, s * s, {0, s, 1}};
+  };
+  p.x = activation(side);
+  p.y = activation(out);
+  const int64_t points = kernel * kernel, space = out * out;
+  p.w = last
+            ? WeightStrides{groups * points * space,
+                            points,
+                            {0, kernel, 1},
+                            {0, out * groups * points, groups * points}}
+            : WeightStrides{groups * points * space, points * space, {0, kernel * space, space}, {0, out, 1}};
+
+  const DeviceLimits limits{227 * 1024, 228 * 1024, number(10)};
+  const Plan plan = make_plan(operation, p, static_cast<int>(number(2)), {16, 16, 16}, limits);
+  const char* const kinds[] = {"generic", "tiled", "banded"};
+  std::printf("kind: %s\n", kinds[static_cast<int>(plan.kind)]);
+  std::printf("tile_height: %d\ntile_width: %d\nlanes: %d\nlane_channels: %d\nrow_groups: %d\n",
+              plan.tile_height, plan.tile_width, plan.lanes, plan.lane_channels, plan.row_groups);
+  std::printf("blocks: %lld\nthreads: %d\nshared_bytes: %lld\n", static_cast<long long>(plan.blocks),
+              plan.threads, static_cast<long long>(plan.shared_bytes));
+  return 0;
+}
