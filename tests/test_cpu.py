@@ -63,6 +63,7 @@ GEOMETRIES = {
     "channels, stride": Case(1, 2, 16, (15, 22), (5, 7), (2, 2), (2, 3), (1, 1)),
     "channels, stride beyond the kernel": Case(1, 1, 16, (9, 50), (2, 2), (3, 5), (0, 1), (1, 1)),
     "channels, dilation": Case(1, 2, 16, (9, 20), (3, 3), (1, 1), (2, 6), (2, 6)),
+    "channels, dilation beyond the map": Case(1, 2, 16, (10, 1), (3, 3), (3, 1), (4, 2), (3, 2)),
     "channels, several tiles": Case(1, 1, 16, (3, 261), (3, 6), (1, 2), (1, 2), (1, 1)),
     "channels, sequence": Case(2, 2, 16, (37,), (6,), (1,), (3,), (1,)),
     "channels, volume": Case(1, 1, 17, (5, 6, 9), (3, 2, 3), (2, 1, 2), (1, 1, 1), (1, 1, 1)),

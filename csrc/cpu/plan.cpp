@@ -93,7 +93,9 @@ void chain_runs(AxisPlan& plan) {
     int64_t end = begin + 1;
     for (; end < size; ++end) {
       const Run& next = runs[order[end]];
+      // Neighbouring slots may belong to segments that lie apart.
       if (next.phase != first.phase || next.slot != first.slot + (end - begin) ||
+          next.position != first.position + (end - begin) * plan.step ||
           order[end] - order[end - 1] != kernel_step)
         break;
     }
