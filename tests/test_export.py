@@ -309,7 +309,7 @@ def test_aoti_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if involution.build_info()["extension"] is None:
         pytest.skip("the library of operators is not compiled")
 
-    def none_found(*_: object) -> str:
+    def none_found(*_: object, **__: object) -> str:
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_found)

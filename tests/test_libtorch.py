@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 from pathlib import Path
 
@@ -51,7 +52,16 @@ def waves(*shape: int) -> torch.Tensor:
 
 def test_results_and_derivatives_without_python(program: Path) -> None:
     """Those of the definition, which torch differentiates here; to second order."""
-    run = subprocess.run([program, str(LIBRARY)], capture_output=True, text=True)
+    # A library with CUDA kernels needs torch's own for CUDA, which this program is not linked with.
+    libraries = os.pathsep.join(
+        [str(Path(torch.__file__).parent / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
+    )
+    run = subprocess.run(
+        [program, str(LIBRARY)],
+        env={**os.environ, "LD_LIBRARY_PATH": libraries},
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     printed = {}
     for line in run.stdout.splitlines():

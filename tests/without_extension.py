@@ -17,6 +17,10 @@ shutil.copytree(
     _package, Path(_copy.name) / _package.name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
 )
 sys.path.insert(0, _copy.name)
+# That of an editable installation finds what the copy lacks in the original.
+sys.meta_path[:] = [
+    finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")
+]
 
 import involution  # noqa: E402
 
