@@ -162,7 +162,8 @@ inline bool plan_tiled(Plan& plan, Operation operation, const Problem& p, const 
   const bool neighbours = plan.phase_shift == 0;  // are a thread's positions
   plan.weight_vector =
       !gather.mirrored && (neighbours || !correlation) &&
-      runs_are_vectors({w.batch, w.group, w.kernel[kWidth], w.space[kDepth] | w.space[kHeight]},
+      runs_are_vectors({w.batch, w.group, w.kernel[kDepth] | w.kernel[kHeight] | w.kernel[kWidth],
+                        w.space[kDepth] | w.space[kHeight]},
                        w.space[kWidth], alignment.w, element_size);
   const ActivationStrides& result = gather.result_strides;
   plan.result_vector =
