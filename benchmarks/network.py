@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ def build(seed: int = 0) -> dict[str, nn.Module]:
 def folded(name: str, network: nn.Module, images: Tensor) -> nn.Module:
     """The network with its norms folded, after a comparison of outputs."""
     network = network.eval()
-    result = (fuse if name == "rednet50" else resnet.fold)(network)
+    result = resnet.fold(network) if isinstance(network, resnet.ResNet) else fuse(network)
     with torch.inference_mode():
         expected, output = network(images).float(), result(images).float()
     error = ((output - expected).abs().max() / expected.abs().max()).item()
@@ -128,11 +128,11 @@ def measure(
     row["size"] = options.size
     calls = []
     for name, network in networks.items():
-        network.to(device, dtype, memory_format=LAYOUTS[layout])
+        network.to(device, dtype).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
         if mode == "fused":
             network = folded(name, network, images)
         if options.compile:
-            network = torch.compile(network)
+            network = cast(nn.Module, torch.compile(network))
         calls.append(call_of(mode, network, images, labels))
     for name, samples in zip(networks, alternate(calls, device, options.seconds, options.least), strict=True):
         row[name] = {
