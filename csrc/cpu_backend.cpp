@@ -32,8 +32,8 @@ class CpuBackend {
  public:
   explicit CpuBackend(c10::Device) {}
 
-  void run(Operation operation, const Problem& problem, const at::Tensor&, const at::Tensor&,
-           const at::Tensor&, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
+  void run(Operation operation, const Problem& problem, const at::Tensor& a, const at::Tensor& b,
+           at::Tensor& out) {
     const cpu::RunItems run_items = kernel_of(out.scalar_type());
     const int64_t accumulate_bytes = std::max<int64_t>(4, out.element_size());
     const cpu::Plan plan = cpu::make_plan(operation, problem, accumulate_bytes,

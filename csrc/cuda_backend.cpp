@@ -55,8 +55,8 @@ class CudaBackend {
  public:
   explicit CudaBackend(c10::Device device) : guard_(device) {}
 
-  void run(Operation operation, const Problem& problem, const at::Tensor&, const at::Tensor&,
-           const at::Tensor&, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
+  void run(Operation operation, const Problem& problem, const at::Tensor& a, const at::Tensor& b,
+           at::Tensor& out) {
     switch (out.scalar_type()) {
       case at::kDouble:
         return launch_as<double>(operation, problem, a, b, out);

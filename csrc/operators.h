@@ -3,10 +3,9 @@
 //
 // A Backend is constructed from the device of the tensors, stays while the operator runs, and has
 //
-//   void run(Operation, const Problem&, const at::Tensor& x, w, y, a, b, at::Tensor& out)
+//   void run(Operation, const Problem&, const at::Tensor& a, const at::Tensor& b, at::Tensor& out)
 //
-// which fills `out`, the third of x, w and y, from the other two; `a` and `b` are those in the operator's own
-// order, and nothing is empty.
+// which fills `out`, one of x, w and y, from the other two in the operator's own order; nothing is empty.
 #pragma once
 
 #include "tensors.h"
@@ -61,7 +60,7 @@ struct Operators {
       out.zero_();
       return;
     }
-    backend.run(operation, problem, x, w, y, a, b, out);
+    backend.run(operation, problem, a, b, out);
   }
 };
 

@@ -11,8 +11,7 @@ namespace plan_detail {
 // Of problems that have a tiled kernel.
 inline const char* why_not_banded(const Gather& gather, int element_size) {
   if (element_size != 2) return "tiled: tensor cores would lose digits of this type";
-  const int width = gather.kernel[kWidth];
-  if (width != 3 && width != 5 && width != 7) return "tiled: the kernel's width is not 3, 5 or 7";
+  if (is_in_pieces(gather.kernel[kWidth])) return "tiled: the kernel's width is not 3, 5 or 7";
   if (gather.stride[kWidth] != 1) return "tiled: the stride along the width is not 1";
   if (gather.dilation[kWidth] != 1) return "tiled: the kernel is dilated along its width";
   if (gather.channels % 8 != 0) return "tiled: the channels of a group are not a multiple of 8";

@@ -28,13 +28,18 @@ struct Gather {
   WeightStrides weight_strides;
 };
 
+// Of a single point there is nothing to be dilated.
+inline int64_t dilation_of(const Problem& problem, int axis) {
+  return problem.kernel[axis] == 1 ? 1 : problem.dilation[axis];
+}
+
 inline Gather make_gather(Operation operation, const Problem& problem) {
   const bool mirrored = operation == Operation::kTranspose;
   Gather gather{};
   gather.channels = static_cast<int>(problem.channels_per_group);
   gather.mirrored = mirrored;
   for (int axis = 0; axis < 3; ++axis) {
-    const int64_t dilation = problem.kernel[axis] == 1 ? 1 : problem.dilation[axis];
+    const int64_t dilation = dilation_of(problem, axis);
     const int64_t reach = dilation * (problem.kernel[axis] - 1);
     gather.source[axis] = static_cast<int>(mirrored ? problem.output[axis] : problem.input[axis]);
     gather.result[axis] = static_cast<int>(mirrored ? problem.input[axis] : problem.output[axis]);

@@ -23,7 +23,7 @@ inline const char* why_generic(Operation operation, const Problem& p) {
   if (transpose && (p.stride[kDepth] != 1 || p.stride[kHeight] != 1 || p.stride[kWidth] != 1)) {
     return "the transposed operation has a stride that is not taken in parts";
   }
-  const int64_t dilation = p.kernel[kWidth] == 1 ? 1 : p.dilation[kWidth];
+  const int64_t dilation = dilation_of(p, kWidth);
   if (dilation != 1 && dilation != 2 && dilation != 4) return "the dilation along the width is not 1, 2 or 4";
   if (dilation != 1 && p.stride[kWidth] != 1) return "the width has a stride and a dilation";
   if (p.stride[kWidth] > 2) return "the stride along the width is above 2";
@@ -41,12 +41,6 @@ inline const char* why_generic(Operation operation, const Problem& p) {
     return "offsets within a (batch, group) plane need 64 bits";
   }
   return nullptr;
-}
-
-// Whether a kernel row is worked on in pieces of kPiece points, and in how many.
-inline bool is_in_pieces(int width) { return width != 3 && width != 5 && width != 7; }
-inline int pieces_of(int width) {
-  return is_in_pieces(width) ? static_cast<int>(ceil_div(width, kPiece)) : 1;
 }
 
 inline bool runs_are_vectors(const int64_t (&outer)[4], int64_t along_width, int alignment,

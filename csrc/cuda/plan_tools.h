@@ -7,6 +7,7 @@
 
 #include "gather.h"
 #include "plan_types.h"
+#include "policy.h"
 
 namespace involution {
 namespace plan_detail {
@@ -21,6 +22,12 @@ inline int round_up(int64_t value, int multiple) {
 }
 
 inline int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+// Whether a kernel row is worked on in pieces of kPiece points, and in how many.
+inline bool is_in_pieces(int width) { return width != 3 && width != 5 && width != 7; }
+inline int pieces_of(int width) {
+  return is_in_pieces(width) ? static_cast<int>(ceil_div(width, kPiece)) : 1;
+}
 
 // The furthest element from a (batch, group) plane's first, for the 32-bit offsets within one.
 inline int64_t plane_span(const ActivationStrides& strides, int64_t channels, const int64_t (&size)[3]) {

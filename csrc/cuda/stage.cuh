@@ -8,6 +8,12 @@
 
 namespace involution {
 
+// The points of a kernel row: a constant, unless rows are taken in pieces.
+template <int KW>
+__device__ __forceinline__ int points_of_row(const Gather& gather) {
+  return kInPieces<KW> ? gather.kernel[kWidth] : KW;
+}
+
 // Where a block works: its (batch, group) plane and the first result position of its tile.
 struct BlockPosition {
   int64_t batch;
@@ -155,7 +161,7 @@ __device__ __forceinline__ void stage_weight_runs(Accumulate<T>* points_tile, co
                                                   int run, int lane) {
   const WeightStrides& strides = gather.weight_strides;
   const int rows = gather.kernel[kHeight];
-  const int row_points = kInPieces<KW> ? gather.kernel[kWidth] : KW;
+  const int row_points = points_of_row<KW>(gather);
   const int points = gather.kernel[kDepth] * rows * row_points;
   const int point_stride = static_cast<int>(strides.kernel[kWidth]);
   const int row_stride = static_cast<int>(strides.kernel[kHeight]);
@@ -220,8 +226,7 @@ __device__ __forceinline__ void stage_weight_points(Accumulate<T>* points_tile, 
                                                     const Plan& plan, const BlockPosition& at,
                                                     const T* weight, int thread) {
   const WeightStrides& strides = gather.weight_strides;
-  const int points =
-      gather.kernel[kDepth] * gather.kernel[kHeight] * (kInPieces<KW> ? gather.kernel[kWidth] : KW);
+  const int points = gather.kernel[kDepth] * gather.kernel[kHeight] * points_of_row<KW>(gather);
   const int y_stride = static_cast<int>(strides.space[kHeight]);
   const int x_stride = static_cast<int>(strides.space[kWidth]);
   const T* slice =

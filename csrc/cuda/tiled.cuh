@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(most_threads(sizeof(T)), 1)
   const BlockPosition at = locate(blockIdx.x, gather, plan, groups);
   const int rows = gather.kernel[kHeight];
   const int slices = gather.kernel[kDepth];
-  const int width = kInPieces<KW> ? gather.kernel[kWidth] : KW;
+  const int width = points_of_row<KW>(gather);
 
   Sum* points_tile = reinterpret_cast<Sum*>(dynamic_shared_memory());
   Sum* halo = points_tile + slices * rows * width * plan.points_pitch;
