@@ -113,23 +113,49 @@ INVOLUTION_INLINE void correlate_stretch(const Correlation<S>& all, const Tap* t
   }
 }
 
+// Calls visit(first tap, taps) for the taps of one row of results whose kernel values lie side by side.
+template <typename Visit>
+INVOLUTION_INLINE void for_each_run(const TapList& list, int row, const Visit& visit) {
+  const Tap* const taps = list.taps;
+  int64_t begin = 0, count = 0;
+  for (int64_t s = 0, t = 0; s < list.stretch_count; ++s) {
+    const int64_t end = t + list.stretches[s].count;
+    if ((list.stretches[s].rows >> row & 1) == 0) {
+      t = end;
+      continue;
+    }
+    for (; t < end; ++t) {
+      if (count > 0 && (t != begin + count || taps[t].weight[row] - taps[t - 1].weight[row] != 1)) {
+        visit(begin, count);
+        count = 0;
+      }
+      if (count++ == 0) begin = t;
+    }
+  }
+  if (count > 0) visit(begin, count);
+}
+
+// The lines of the cache that write_sums will write to; so many stores would wait for them one by one.
+template <typename T>
+INVOLUTION_INLINE void expect_weights(const TapList& list, int row, const T* weights, int64_t stride,
+                                      int64_t length) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for_each_run(list, row, [&](int64_t t, int64_t count) {
+    const T* first = weights + list.taps[t].weight[row];
+    for (int64_t j = 0; j < length; ++j) {
+      for (int64_t i = 0; i < count + kLine - 1; i += kLine)
+        __builtin_prefetch(first + j * stride + smaller(i, count - 1), 1);
+    }
+  });
+}
+
 // The sums of one row of results, to kernel values that do not follow each other in memory.
 template <typename T>
 INVOLUTION_INLINE void write_sums(const TapList& list, int row, const Sum<T>* sums, int64_t pitch, T* weights,
                                   int64_t stride, int64_t length) {
-  const Tap* const taps = list.taps;
-  for (int64_t s = 0, begin = 0; s < list.stretch_count; begin += list.stretches[s++].count) {
-    if ((list.stretches[s].rows >> row & 1) == 0) continue;
-    const int64_t end = begin + list.stretches[s].count;
-    for (int64_t t = begin; t < end;) {
-      int64_t together = 1;
-      while (t + together < end && taps[t + together].weight[row] - taps[t + together - 1].weight[row] == 1) {
-        ++together;
-      }
-      copy_out(sums + t * pitch, pitch, weights + taps[t].weight[row], 1, stride, together, length);
-      t += together;
-    }
-  }
+  for_each_run(list, row, [&](int64_t t, int64_t count) {
+    copy_out(sums + t * pitch, pitch, weights + list.taps[t].weight[row], 1, stride, count, length);
+  });
 }
 
 // `key` and `weights` are those of the rows at hand; the list's taps begin there.
@@ -163,6 +189,9 @@ INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, int64_t 
                            item.channels, length,
                            pitch,         item.channel == 0,
                            direct,        rows * weight_strides.space[kHeight]};
+  if (last && weight_stride != 1) {
+    for (int row = 0; row < rows; ++row) expect_weights(list, row, weights, weight_stride, length);
+  }
   // The second row's sums lie behind the first's; a tap of one row alone leaves its place in the other's
   // unused.
   const int64_t sums_row = list.tap_count * pitch;

@@ -55,14 +55,30 @@ INVOLUTION_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
   count >= kLanes<T> ? store(to, value) : store_lanes(to, value, count);
 }
 
+// The same as copy_transposed, of one column of `rows` elements.
+template <typename From, typename To>
+INVOLUTION_INLINE void copy_column(const From* from, To* to, int64_t to_pitch, int64_t rows) {
+  for (int64_t i = 0; i < rows; ++i) store_lanes(to + i * to_pitch, load_lanes(from + i, 0, 1), 1);
+}
+template <typename S>
+INVOLUTION_INLINE void copy_column(const S* from, S* to, int64_t to_pitch, int64_t rows) {
+  for (int64_t i = 0; i < rows; ++i) to[i * to_pitch] = from[i];
+}
+
 // to[i*to_pitch + j] = from[j*from_pitch + i] for i < rows and j < columns.
 template <typename From, typename To>
 INVOLUTION_INLINE void copy_transposed(const From* from, int64_t from_pitch, To* to, int64_t to_pitch,
                                        int64_t rows, int64_t columns) {
   constexpr int kEdge = kLanes<From>;
-  for (int64_t j = 0; j < columns; j += kEdge) {
-    for (int64_t i = 0; i < rows; i += kEdge) {
-      const int64_t square_rows = rows - i < kEdge ? rows - i : kEdge;
+  // A square costs as much as this many columns one by one: those of a kernel's 49 points that are left
+  // over, say.
+  constexpr int64_t kFewColumns = 2;
+  const int64_t left = columns % kEdge;
+  const int64_t squares = left <= kFewColumns ? columns - left : columns;
+  // What lies together in `to` is written together.
+  for (int64_t i = 0; i < rows; i += kEdge) {
+    const int64_t square_rows = rows - i < kEdge ? rows - i : kEdge;
+    for (int64_t j = 0; j < squares; j += kEdge) {
       const int64_t square_columns = columns - j < kEdge ? columns - j : kEdge;
       Vector<From> square[kEdge] = {};
       const From* first = from + j * from_pitch + i;
@@ -82,6 +98,8 @@ INVOLUTION_INLINE void copy_transposed(const From* from, int64_t from_pitch, To*
         if (l < square_rows) store_some(out + l * to_pitch, square[l], square_columns);
       }
     }
+    for (int64_t j = squares; j < columns; ++j)
+      copy_column(from + j * from_pitch + i, to + i * to_pitch + j, to_pitch, square_rows);
   }
 }
 
