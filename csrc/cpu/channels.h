@@ -41,6 +41,7 @@ struct Links {
   int64_t all_from, all_to;  // results for which every tap has a kernel value
   int64_t length;            // results of such a row
   int64_t block;             // how many of them are computed together
+  int64_t top;               // the largest height of a link
 };
 
 static_assert(sizeof(Link) == kLinkBytes && sizeof(Links) == kLinksBytes, "the plan makes room for them");
@@ -56,6 +57,9 @@ struct LinkedRow {
   const S* source;
   int64_t depth, height;                // rows of the source from the first row of results to this one
   int64_t source_depth, source_height;  // how many exist
+  int64_t top;                          // the highest of the links
+  int64_t next;  // to the kernel values of the next position along the height; 0 if these are in the cache
+  bool adds = false;  // to what is there already
 };
 
 template <int kTaps, bool kAll, int kResults, int kVectors, typename S>
@@ -68,9 +72,12 @@ INVOLUTION_INLINE void add_chain(const LinkedRow<S>& row, const Link& link, int6
   if (advance == 1) {  // the same results of the next row
 #pragma GCC unroll 8
     for (int i = 0; i < kTaps; ++i) __builtin_prefetch(weights + i * (1 + turn) + row.ahead);
-  } else {  // the next results of this row
+  } else if (row.next != 0) {
+    // Positions whose kernel values lie together, in a row that no result has met yet: of all values, those
+    // that results of rows to come will meet among them.
+    const S* unmet = weights + (row.top + 1 - link.height) * row.next;
 #pragma GCC unroll 16
-    for (int p = 0; p < kResults; ++p) __builtin_prefetch(weights + (kResults + p) * advance);
+    for (int p = 0; p < kResults; ++p) __builtin_prefetch(unmet + p * advance, 0, 2);
   }
 #pragma GCC unroll 32
   for (int s = 0; s < kResults + kTaps - 1; ++s) {
@@ -90,10 +97,19 @@ INVOLUTION_INLINE void add_chain(const LinkedRow<S>& row, const Link& link, int6
   }
 }
 
-// kResults results from j on; result q goes to `to` + q*pitch, `channels` of it.
+// kResults results from j on; result q goes, or is added, to `to` + q*pitch, `channels` of it. The results
+// before `begin` are there already.
 template <int kResults, int kVectors, bool kAll, typename S, typename R>
-void gather_pixels(const LinkedRow<S>& row, int64_t j, R* to, int64_t pitch, int64_t channels) {
+void gather_pixels(const LinkedRow<S>& row, int64_t j, int64_t begin, R* to, int64_t pitch,
+                   int64_t channels) {
   Vector<S> sums[kResults][kVectors] = {};
+  if (row.adds) {
+#pragma GCC unroll 16
+    for (int p = 0; p < kResults; ++p) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[p][v] = load(to + (j + p) * pitch + v * kLanes<S>);
+    }
+  }
   for (int64_t l = 0; l < row.count; ++l) {
     const Link& link = row.links[l];
     if (link.depth + row.depth < 0 || link.depth + row.depth >= row.source_depth) continue;
@@ -120,6 +136,7 @@ void gather_pixels(const LinkedRow<S>& row, int64_t j, R* to, int64_t pitch, int
   }
 #pragma GCC unroll 16
   for (int p = 0; p < kResults; ++p) {
+    if (row.adds && j + p < begin) continue;
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       const int64_t lanes = channels - v * kLanes<S>;  // of a last block's second vector there may be none
@@ -129,15 +146,15 @@ void gather_pixels(const LinkedRow<S>& row, int64_t j, R* to, int64_t pitch, int
 }
 
 // All results of the row in blocks of kResults, of which the last begins earlier where they do not come out
-// even, and computes some results again.
+// even, and computes some results again; they are stored, or added to, once.
 template <int kResults, int kVectors, typename S, typename R>
 void gather_blocks(const LinkedRow<S>& row, const Links& links, R* to, int64_t pitch, int64_t channels) {
   for (int64_t begin = 0; begin < links.length; begin += kResults) {
     const int64_t j = smaller(begin, links.length - kResults);
     if (j >= links.all_from && j + kResults <= links.all_to) {
-      gather_pixels<kResults, kVectors, true>(row, j, to, pitch, channels);
+      gather_pixels<kResults, kVectors, true>(row, j, begin, to, pitch, channels);
     } else {
-      gather_pixels<kResults, kVectors, false>(row, j, to, pitch, channels);
+      gather_pixels<kResults, kVectors, false>(row, j, begin, to, pitch, channels);
     }
   }
 }
@@ -179,10 +196,9 @@ struct Meeting {
   int64_t slot;
 };
 
-INVOLUTION_INLINE Meeting meeting(const Plan& plan, const Item& item, int axis, const Run& run, int64_t k,
-                                  int64_t phase) {
+INVOLUTION_INLINE Meeting meeting(const Plan& plan, const Item& item, const WeightStrides& strides, int axis,
+                                  const Run& run, int64_t k, int64_t phase) {
   const AxisPlan& along = plan.axis[axis];
-  const WeightStrides& strides = plan.problem.w;
   const int64_t position = run.position + item.tile[axis] * along.shift;
   const int64_t at = plan.operation == Operation::kTranspose ? position : item.first[axis] + phase;
   return {k * strides.kernel[axis] + at * strides.space[axis], position, run.slot};
@@ -191,11 +207,13 @@ INVOLUTION_INLINE Meeting meeting(const Plan& plan, const Item& item, int axis, 
 // The links of an item, for rows of all phases.
 class LinkList {
  public:
-  LinkList(const Plan& plan, const Item& item, unsigned char* scratch)
+  // Kernel values are found by `strides`.
+  LinkList(const Plan& plan, const Item& item, const WeightStrides& strides, unsigned char* scratch)
       : links(reinterpret_cast<Link*>(scratch + plan.tap_offset)),
         lists(reinterpret_cast<Links*>(scratch + plan.stretch_offset)),
         plan_(plan),
         item_(item),
+        strides_(strides),
         transposed_(plan.operation == Operation::kTranspose) {}
 
   // For the results whose depth has a phase; those with phases (h, w) have the list h*phases + w.
@@ -209,17 +227,46 @@ class LinkList {
       for (int64_t w = 0; w < width_phases; ++w) {
         const int64_t length =
             (item_.count[kWidth] - w + plan_.axis[kWidth].phases - 1) / plan_.axis[kWidth].phases;
-        *list = {count, count, 0, length, length, best_block<kMost>(length)};
+        *list = {count, count, 0, length, length, best_block<kMost>(length), INT64_MIN};
         for (int64_t kd = 0; kd < depth.kernel; ++kd) {
           if (depth.run[kd].phase != phase) continue;
-          const Meeting deep = meeting(plan_, item_, kDepth, depth.run[kd], kd, phase);
+          const Meeting deep = meeting(plan_, item_, strides_, kDepth, depth.run[kd], kd, phase);
           for (int64_t kh = 0; kh < height.kernel; ++kh) {
             if (height.run[kh].phase != h) continue;
-            add(deep, meeting(plan_, item_, kHeight, height.run[kh], kh, h), w, *list);
+            add(deep, meeting(plan_, item_, strides_, kHeight, height.run[kh], kh, h), w, *list);
           }
         }
         count = (list++)->end;
       }
+    }
+  }
+
+  // For a row of the source by itself, whose kernel values are `advance` apart, and 1 from tap to tap. Those
+  // with phase w along the width have the list w.
+  template <int kMost>
+  void collect_row(int64_t width_phases, int64_t advance) {
+    const AxisPlan& width = plan_.axis[kWidth];
+    int64_t count = 0;
+    for (int64_t w = 0; w < width_phases; ++w) {
+      const int64_t length = (item_.count[kWidth] - w + width.phases - 1) / width.phases;
+      Links& list = lists[w] = {count, count, 0, length, length, best_block<kMost>(length), 0};
+      for (int64_t c = 0; c < width.chain_count; ++c) {
+        const Chain& chain = width.chain[c];
+        if (chain.first.phase != w) continue;
+        const int64_t position = chain.first.position + item_.tile[kWidth] * width.shift;
+        Link& link = links[list.end++];
+        link = {chain.kernel + position * advance,
+                chain.kernel_step,
+                chain.first.slot * plan_.pixel_pitch,
+                chain.count,
+                -position,
+                width.source - position,
+                0,
+                0};
+        list.all_from = larger(list.all_from, link.first);
+        list.all_to = smaller(list.all_to, link.last - link.count + 1);
+      }
+      count = list.end;
     }
   }
 
@@ -229,13 +276,12 @@ class LinkList {
  private:
   INVOLUTION_INLINE void add(const Meeting& deep, const Meeting& high, int64_t phase, Links& list) {
     const AxisPlan& width = plan_.axis[kWidth];
-    const WeightStrides& strides = plan_.problem.w;
     const int64_t row = deep.slot * plan_.axis[kHeight].slots + high.slot;
     for (int64_t c = 0; c < width.chain_count; ++c) {
       const Chain& chain = width.chain[c];
       if (chain.first.phase != phase) continue;
-      const Meeting wide = meeting(plan_, item_, kWidth, chain.first, chain.kernel, 0);
-      const int64_t step = chain.kernel_step * strides.kernel[kWidth];
+      const Meeting wide = meeting(plan_, item_, strides_, kWidth, chain.first, chain.kernel, 0);
+      const int64_t step = chain.kernel_step * strides_.kernel[kWidth];
       Link& link = links[list.end++];
       link.weight = deep.weight + high.weight + wide.weight;
       link.source = (row * width.slots + wide.slot) * plan_.pixel_pitch;
@@ -248,8 +294,10 @@ class LinkList {
         link.height = high.position;
         list.all_from = larger(list.all_from, link.first);
         list.all_to = smaller(list.all_to, link.last - link.count + 1);
+        list.top = larger(list.top, high.position);
       } else {
-        link.turn = step - strides.space[kWidth];
+        list.top = 0;
+        link.turn = step - strides_.space[kWidth];
         link.first = 0;
         link.last = list.length + link.count - 1;
         link.depth = link.height = 0;
@@ -259,8 +307,46 @@ class LinkList {
 
   const Plan& plan_;
   const Item& item_;
+  const WeightStrides& strides_;
   const bool transposed_;
 };
+
+// The kernel values of a link, in the row of results that follows, will be read: taps `step` apart, each of
+// `length` results `advance` apart.
+template <typename T>
+INVOLUTION_INLINE void expect_values(const T* values, int64_t step, int64_t taps, int64_t advance,
+                                     int64_t length) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  if (advance == 1) {
+    for (int64_t i = 0; i < taps; ++i) {
+      for (int64_t j = 0; j < length; j += kLine) __builtin_prefetch(values + i * step + j);
+    }
+  } else {
+    for (int64_t j = 0; j < length; ++j) __builtin_prefetch(values + j * advance);
+  }
+}
+
+// `count` elements that follow each other, widened; whole vectors are written.
+template <typename T>
+INVOLUTION_INLINE void widen_row(const T* from, Sum<T>* to, int64_t count) {
+  constexpr int L = kLanes<T>;
+  if (count < L) return store(to, load_some(from, count));
+  // The last vector begins earlier where they do not come out even.
+  for (int64_t i = 0; i < count; i += L)
+    store(to + smaller(i, count - L), load(from + smaller(i, count - L)));
+}
+
+// Kernel values of `count` positions, widened; `points` of each position lie together. `ahead` are those that
+// will be widened next.
+template <typename T>
+INVOLUTION_INLINE void widen_points(const T* from, int64_t stride, int64_t ahead, int64_t count,
+                                    int64_t points, Sum<T>* to, int64_t pitch) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t k = 0; k < points; k += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(from + i * stride + ahead + k);
+    widen_row(from + i * stride, to + i * pitch, points);
+  }
+}
 
 // The kernel values of a row, widened, as links of their own: tap after tap, result after result.
 template <typename T>
@@ -275,7 +361,8 @@ INVOLUTION_INLINE void stage_links(const T* weights, const Link* links, const Li
     if (link.height + row.height < 0 || link.height + row.height >= row.source_height) continue;
     const int64_t step = advance + link.turn;  // from tap to tap
     const T* values = weights + link.weight;
-    if (step == 1 && link.first <= 0 && link.last >= list.length + link.count - 1) {
+    expect_values(values + row.ahead, step, link.count, advance, list.length);
+    if (advance != 1 && step == 1 && link.first <= 0 && link.last >= list.length + link.count - 1) {
       copy_in(values, 1, advance, staged + place, pitch, link.count, list.length);
     } else {
       for (int64_t i = 0; i < link.count; ++i) {
@@ -283,8 +370,8 @@ INVOLUTION_INLINE void stage_links(const T* weights, const Link* links, const Li
         if (begin >= end) continue;
         const T* from = values + i * step + begin * advance;
         S* to = staged + place + i * pitch + begin;
-        if (advance == 1 && begin == 0) {  // a row has room for whole vectors
-          for (int64_t j = 0; j < end; j += kLanes<T>) store(to + j, load_some(from + j, end - j));
+        if (advance == 1) {
+          widen_row(from, to, end - begin);
         } else {
           copy_in(from, 0, advance, to, pitch, 1, end - begin);
         }
@@ -314,8 +401,8 @@ INVOLUTION_INLINE void expect_results(const T* to, const ActivationStrides& stri
 }
 
 template <int kVectors, typename T>
-void gather_channels_item(const Plan& plan, const Item& item, const T* weights, T* result,
-                          unsigned char* scratch) {
+void gather_channels_item(const Plan& plan, const Item& item, const Item* next_item, const T* all_weights,
+                          T* result, Ahead<T>& source_ahead, unsigned char* scratch) {
   using S = Sum<T>;
   constexpr bool kWidens = sizeof(T) != sizeof(S);
   const AxisPlan& depth = plan.axis[kDepth];
@@ -328,16 +415,29 @@ void gather_channels_item(const Plan& plan, const Item& item, const T* weights, 
   S* staged_weights = reinterpret_cast<S*>(scratch + plan.weight_offset);
   S* results = reinterpret_cast<S*>(scratch + plan.result_offset);
   const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
-  weights += item.batch * weight_strides.batch + item.group * weight_strides.group;
+  const T* weights = group_weights(plan, item, all_weights);
+  const T* next = next_item == nullptr ? weights : group_weights(plan, *next_item, all_weights);
   result += item.batch * strides.batch + channel * strides.channel;
   for (int axis = 0; axis < 3; ++axis) result += item.first[axis] * strides.space[axis];
   const bool transposed = plan.operation == Operation::kTranspose;
   const bool in_place = !kWidens && strides.channel == 1;
   // Rows that follow each other in memory leave together, for the sake of narrow ones.
   const bool dense = strides.space[kHeight] == item.count[kWidth] * strides.space[kWidth];
-  const int64_t together = dense ? larger(1, plan.row_pitch / item.count[kWidth]) : 1;
+  const int64_t together = dense && item.groups == 1 ? larger(1, plan.row_pitch / item.count[kWidth]) : 1;
 
-  LinkList list(plan, item, scratch);
+  // Narrow kernel values that lie together are widened a row of positions at a time.
+  const bool widens_points = kWidens && plan.tap_stride == 1 && !transposed;
+  WeightStrides found = weight_strides;
+  if (widens_points) {
+    found.kernel[kWidth] = 1;
+    found.kernel[kHeight] = width.kernel;
+    found.kernel[kDepth] = width.kernel * height.kernel;
+    found.space[kDepth] = found.space[kHeight] = 0;
+    found.space[kWidth] = plan.sums_pitch;
+  }
+  const T* first_values = weights;
+  for (int axis = 0; axis < 3; ++axis) first_values += item.first[axis] * weight_strides.space[axis];
+  LinkList list(plan, item, found, scratch);
   const int64_t height_phases = smaller(height.phases, item.count[kHeight]);
   const int64_t width_phases = smaller(width.phases, item.count[kWidth]);
   for (int64_t d = 0; d < item.count[kDepth]; ++d) {
@@ -345,42 +445,58 @@ void gather_channels_item(const Plan& plan, const Item& item, const T* weights, 
     int64_t waiting = 0;  // rows of results
     for (int64_t h = 0; h < item.count[kHeight]; ++h) {
       const int64_t deep = d / depth.phases, high = h / height.phases;
-      T* to = result + d * strides.space[kDepth] + h * strides.space[kHeight];
+      const int64_t shift = deep * weight_strides.space[kDepth] + high * weight_strides.space[kHeight];
+      const int64_t source = (deep * height.slots + high) * width.slots * pitch;
+      const int64_t ahead =
+          h + height.phases < item.count[kHeight] ? weight_strides.space[kHeight] : next - weights - shift;
+      source_ahead.step();
       S* row_results = results + waiting * item.count[kWidth] * pitch;
-      if (!in_place) expect_results(to, strides, item);
-      for (int64_t phase = 0; phase < width_phases; ++phase) {
-        const Links& links = list.lists[h % height.phases * width_phases + phase];
-        const int64_t shift = deep * weight_strides.space[kDepth] + high * weight_strides.space[kHeight];
-        const int64_t source = (deep * height.slots + high) * width.slots * pitch;
-        LinkedRow<S> row{list.links + links.begin,
-                         links.end - links.begin,
-                         nullptr,
-                         weight_strides.space[kWidth],
-                         weight_strides.space[kHeight],
-                         staged + source,
-                         deep,
-                         high,
-                         transposed ? depth.source : INT64_MAX,
-                         transposed ? height.source : INT64_MAX};
-        if constexpr (kWidens) {
-          stage_links(weights + shift, list.links, links, row, weight_strides.space[kWidth], plan.row_pitch,
-                      list.links + plan.points, staged_weights);
-        } else {
-          row.weights = weights + shift;
-        }
-        if (in_place) {
-          if constexpr (!kWidens) {
-            gather_row<kVectors>(row, links, to + phase * strides.space[kWidth],
-                                 width.phases * strides.space[kWidth], item.channels);
+      const bool leaves = ++waiting == together || h + 1 == item.count[kHeight];
+      for (int64_t g = 0; g < item.groups; ++g) {
+        T* to = result + g * plan.problem.channels_per_group * strides.channel + d * strides.space[kDepth] +
+                h * strides.space[kHeight];
+        if (!in_place) expect_results(to, strides, item);
+        for (int64_t phase = 0; phase < width_phases; ++phase) {
+          const Links& links = list.lists[h % height.phases * width_phases + phase];
+          LinkedRow<S> row{list.links + links.begin,
+                           links.end - links.begin,
+                           nullptr,
+                           found.space[kWidth],
+                           ahead,
+                           staged + g * plan.group_pitch + source,
+                           deep,
+                           high,
+                           transposed ? depth.source : INT64_MAX,
+                           transposed ? height.source : INT64_MAX,
+                           links.top,
+                           found.space[kHeight]};
+          const T* values = weights + g * weight_strides.group + shift;
+          if (widens_points) {
+            widen_points(first_values + g * weight_strides.group + shift, weight_strides.space[kWidth],
+                         weight_strides.space[kHeight], item.count[kWidth], plan.points, staged_weights,
+                         plan.sums_pitch);
+            row.weights = staged_weights - item.first[kWidth] * plan.sums_pitch;
+          } else if constexpr (kWidens) {
+            stage_links(values, list.links, links, row, weight_strides.space[kWidth], plan.row_pitch,
+                        list.links + plan.points, staged_weights);
+          } else {
+            row.weights = values;
           }
-        } else {
-          gather_row<kVectors>(row, links, row_results + phase * pitch, width.phases * pitch, pitch);
+          if (in_place) {
+            if constexpr (!kWidens) {
+              gather_row<kVectors>(row, links, to + phase * strides.space[kWidth],
+                                   width.phases * strides.space[kWidth], item.channels);
+            }
+          } else {
+            gather_row<kVectors>(row, links, row_results + phase * pitch, width.phases * pitch, pitch);
+          }
+        }
+        if (!in_place && leaves) {
+          copy_out(results, pitch, to - (waiting - 1) * strides.space[kHeight], strides.space[kWidth],
+                   strides.channel, waiting * item.count[kWidth], item.channels);
         }
       }
-      if (in_place || (++waiting < together && h + 1 < item.count[kHeight])) continue;
-      copy_out(results, pitch, to - (waiting - 1) * strides.space[kHeight], strides.space[kWidth],
-               strides.channel, waiting * item.count[kWidth], item.channels);
-      waiting = 0;
+      if (leaves) waiting = 0;
     }
   }
 }

@@ -212,13 +212,13 @@ INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, int64_t 
 }
 
 template <typename T>
-void correlate_item(const Plan& plan, Item& item, const T* query, const T* key, T* weights,
+void correlate_item(const Plan& plan, Item& item, const T* query, const T* key, T* weights, Ahead<T>& ahead,
                     unsigned char* scratch) {
   TapList list(plan, item, scratch);
   const ActivationStrides& strides = plan.problem.y;
   const WeightStrides& weight_strides = plan.problem.w;
   Sum<T>* staged = reinterpret_cast<Sum<T>*>(scratch);
-  weights += item.batch * weight_strides.batch + item.group * weight_strides.group;
+  weights = group_weights(plan, item, weights);
   query += item.batch * strides.batch + item.group * plan.problem.channels_per_group * strides.channel;
   for (int axis = 0; axis < 3; ++axis) query += item.first[axis] * strides.space[axis];
 
@@ -235,6 +235,10 @@ void correlate_item(const Plan& plan, Item& item, const T* query, const T* key, 
         collected = together;
         const T* from =
             query + item.channel * strides.channel + d * strides.space[kDepth] + h * strides.space[kHeight];
+        for (int64_t r = 0; r < together; ++r) {
+          ahead.step();
+          expect(from + (together + r) * strides.space[kHeight], strides, item.count[kWidth], item.channels);
+        }
         correlate_at(plan, item, together, list, from,
                      staged + (d * plan.axis[kHeight].slots + h) * plan.axis[kWidth].slots,
                      weights + d * weight_strides.space[kDepth] + h * weight_strides.space[kHeight],

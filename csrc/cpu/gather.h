@@ -142,10 +142,11 @@ int64_t gather_channels(GatherRows<W, S>& rows, int64_t channel, int64_t channel
 
 template <int kRows, typename W, typename S, typename R>
 INVOLUTION_INLINE void gather_rows(GatherRows<W, S> rows, int64_t channels, const ResultRows<R>& results) {
+  // Groups of more channels than this have vectors along these.
+  constexpr int kMost = 3 * kLanes<S> / 4;
   int64_t channel = 0;
-  if constexpr (kBlock / kRows >= 16) channel = gather_channels<kRows, 16>(rows, channel, channels, results);
-  if constexpr (kBlock / kRows >= 8) channel = gather_channels<kRows, 8>(rows, channel, channels, results);
-  channel = gather_channels<kRows, 4>(rows, channel, channels, results);
+  if constexpr (kMost >= 8) channel = gather_channels<kRows, 8>(rows, channel, channels, results);
+  if constexpr (kMost >= 4) channel = gather_channels<kRows, 4>(rows, channel, channels, results);
   channel = gather_channels<kRows, 2>(rows, channel, channels, results);
   gather_channels<kRows, 1>(rows, channel, channels, results);
 }
@@ -253,12 +254,13 @@ INVOLUTION_INLINE void gather_at(const Plan& plan, const Item& item, const Rows&
 }
 
 template <typename T>
-void gather_item(const Plan& plan, const Item& item, const T* weights, T* result, unsigned char* scratch) {
+void gather_item(const Plan& plan, const Item& item, const T* weights, T* result, Ahead<T>& ahead,
+                 unsigned char* scratch) {
   TapList list(plan, item, scratch);
   const AxisPlan& width = plan.axis[kWidth];
   const ActivationStrides& strides = plan.result_strides();
   const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
-  weights += item.batch * plan.problem.w.batch + item.group * plan.problem.w.group;
+  weights = group_weights(plan, item, weights);
   result += item.batch * strides.batch + channel * strides.channel;
   for (int axis = 0; axis < 3; ++axis) result += item.first[axis] * strides.space[axis];
 
@@ -267,6 +269,7 @@ void gather_item(const Plan& plan, const Item& item, const T* weights, T* result
     for (int64_t h = 0; h < item.count[kHeight]; h += together) {
       together = plan.paired != 0 && h + 1 < item.count[kHeight] ? 2 : 1;
       T* to = result + d * strides.space[kDepth] + h * strides.space[kHeight];
+      for (int64_t r = 0; r < together; ++r) ahead.step();
       for (int64_t phase = 0; phase < smaller(width.phases, item.count[kWidth]); ++phase) {
         const int64_t length = (item.count[kWidth] - phase + width.phases - 1) / width.phases;
         gather_at(plan, item, Rows{d, h, together, phase, length}, list, weights, to, scratch);

@@ -8,7 +8,8 @@ namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
 struct Item {
   int64_t batch;
-  int64_t group;
+  int64_t group;  // first, of those that follow each other
+  int64_t groups;
   int64_t channel;  // first of the block, within the group
   int64_t channels;
   int64_t tile[3];
@@ -35,8 +36,8 @@ INVOLUTION_INLINE Item item_at(const Plan& plan, int64_t index) {
     index /= plan.channel_blocks;
   }
   if (plan.groups_innermost) {
-    item.group = index % plan.problem.groups;
-    index /= plan.problem.groups;
+    item.group = index % plan.group_blocks * plan.groups;
+    index /= plan.group_blocks;
   }
   for (int axis = 2; axis >= 0; --axis) {
     const AxisPlan& along = plan.axis[axis];
@@ -46,11 +47,18 @@ INVOLUTION_INLINE Item item_at(const Plan& plan, int64_t index) {
     item.count[axis] = smaller(along.tile, along.result - item.first[axis]);
   }
   if (!plan.groups_innermost) {
-    item.group = index % plan.problem.groups;
-    index /= plan.problem.groups;
+    item.group = index % plan.group_blocks * plan.groups;
+    index /= plan.group_blocks;
   }
+  item.groups = smaller(plan.groups, plan.problem.groups - item.group);
   item.batch = index;
   return item;
+}
+
+// The kernel values of an item's batch entry and first group.
+template <typename T>
+INVOLUTION_INLINE T* group_weights(const Plan& plan, const Item& item, T* weights) {
+  return weights + item.batch * plan.problem.w.batch + item.group * plan.problem.w.group;
 }
 
 // At least `count` zeros, of which there is room for `room`, at least a vector.
@@ -74,26 +82,105 @@ INVOLUTION_INLINE Inside inside_of(const AxisPlan& along, const Segment& segment
   return {begin, end};
 }
 
-// Calls visit(row of slots, whether it exists, depth, height) for every row that an item stages.
-template <typename Visit>
-INVOLUTION_INLINE void for_each_row(const Plan& plan, const Item& item, const Visit& visit) {
-  const AxisPlan& depth = plan.axis[kDepth];
-  const AxisPlan& height = plan.axis[kHeight];
-  for (int64_t ds = 0; ds < depth.segment_count; ++ds) {
-    for (int64_t dj = 0; dj < depth.segment[ds].count; ++dj) {
-      const int64_t d = depth.segment[ds].position + item.tile[kDepth] * depth.shift + dj * depth.step;
-      const int64_t plane = (depth.segment[ds].slot + dj) * height.slots;
-      for (int64_t hs = 0; hs < height.segment_count; ++hs) {
-        for (int64_t hj = 0; hj < height.segment[hs].count; ++hj) {
-          const int64_t h =
-              height.segment[hs].position + item.tile[kHeight] * height.shift + hj * height.step;
-          const bool exists = d >= 0 && d < depth.source && h >= 0 && h < height.source;
-          visit(plane + height.segment[hs].slot + hj, exists, d, h);
+// The rows that an item stages, in the order of their slots.
+class SourceRows {
+ public:
+  SourceRows(const Plan& plan, const Item& item) : depth_(plan.axis[kDepth]), height_(plan.axis[kHeight]) {
+    first_depth_ = item.tile[kDepth] * depth_.shift;
+    first_height_ = item.tile[kHeight] * height_.shift;
+  }
+
+  // Goes to the first row, and then to the next; false behind the last.
+  bool next() {
+    if (++hj_ == height_.segment[hs_].count) {
+      hj_ = 0;
+      if (++hs_ == height_.segment_count) {
+        hs_ = 0;
+        if (++dj_ == depth_.segment[ds_].count) {
+          dj_ = 0;
+          if (++ds_ == depth_.segment_count) return false;
         }
       }
     }
+    const Segment& deep = depth_.segment[ds_];
+    const Segment& high = height_.segment[hs_];
+    slot = (deep.slot + dj_) * height_.slots + high.slot + hj_;
+    depth = deep.position + first_depth_ + dj_ * depth_.step;
+    height = high.position + first_height_ + hj_ * height_.step;
+    exists = depth >= 0 && depth < depth_.source && height >= 0 && height < height_.source;
+    return true;
+  }
+
+  int64_t slot = 0;
+  int64_t depth = 0, height = 0;  // position in the source
+  bool exists = false;
+
+ private:
+  const AxisPlan& depth_;
+  const AxisPlan& height_;
+  int64_t first_depth_, first_height_;
+  int64_t ds_ = 0, dj_ = 0, hs_ = 0, hj_ = -1;
+};
+
+// Calls visit(row of slots, whether it exists, depth, height) for every row that an item stages.
+template <typename Visit>
+INVOLUTION_INLINE void for_each_row(const Plan& plan, const Item& item, const Visit& visit) {
+  for (SourceRows rows(plan, item); rows.next();) visit(rows.slot, rows.exists, rows.depth, rows.height);
+}
+
+// `count` positions of some channels will be read, or written.
+template <bool kWrite = false, typename T>
+INVOLUTION_INLINE void expect(const T* from, const ActivationStrides& strides, int64_t count,
+                              int64_t channels) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const bool along_width = strides.space[kWidth] == 1;
+  const int64_t runs = along_width ? channels : count, run = along_width ? count : channels;
+  const int64_t pitch = along_width ? strides.channel : strides.space[kWidth];
+  for (int64_t r = 0; r < runs; ++r) {
+    for (int64_t i = 0; i < run; i += kLine) __builtin_prefetch(from + r * pitch + i, kWrite);
   }
 }
+
+// Fetches what the next item will stage, a few rows at a time, while this one computes. Of long rows, and of
+// those with the channels innermost, the processor itself fetches as much as helps.
+template <typename T>
+class Ahead {
+ public:
+  // `steps` is how often this item will call step().
+  Ahead(const Plan& plan, const Item* next, const T* source, int64_t steps)
+      : plan_(plan), rows_(plan, next == nullptr ? Item{} : *next), channels_(0) {
+    const AxisPlan& width = plan.axis[kWidth];
+    const ActivationStrides& strides = plan.source_strides();
+    if (next == nullptr || strides.space[kWidth] != 1 || next->count[kWidth] >= kWide) return;
+    const int64_t shift = next->tile[kWidth] * width.shift;
+    const int64_t first = larger(0, width.lowest + shift);
+    count_ = smaller(width.source, width.highest + 1 + shift) - first;
+    channels_ = next->channels + (next->groups - 1) * plan.problem.channels_per_group;
+    source_ = source + next->batch * strides.batch +
+              (next->group * plan.problem.channels_per_group + next->channel) * strides.channel +
+              first * strides.space[kWidth];
+    at_once_ = (plan.axis[kDepth].slots * plan.axis[kHeight].slots + steps - 1) / steps;
+  }
+
+  INVOLUTION_INLINE void step() {
+    const ActivationStrides& strides = plan_.source_strides();
+    for (int64_t i = 0; i < at_once_ && channels_ > 0; ++i) {
+      if (!rows_.next()) {
+        channels_ = 0;
+      } else if (rows_.exists) {
+        expect(source_ + rows_.depth * strides.space[kDepth] + rows_.height * strides.space[kHeight], strides,
+               count_, channels_);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kWide = 24;
+  const Plan& plan_;
+  SourceRows rows_;
+  const T* source_ = nullptr;
+  int64_t channels_, count_ = 0, at_once_ = 0;
+};
 
 // The slots of one row of the source, for every channel; elements outside of it are zero.
 template <typename T>

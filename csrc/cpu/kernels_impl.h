@@ -5,28 +5,61 @@
 #include "correlation.h"
 #include "gather.h"
 #include "kernels.h"
+#include "quads.h"
+#include "scatter.h"
 
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
 template <typename T>
+INVOLUTION_INLINE void run_item(const Plan& plan, Item& item, const Item* next, const T* a, const T* b,
+                                T* out, unsigned char* scratch) {
+  Sum<T>* staged = reinterpret_cast<Sum<T>*>(scratch);
+  const bool correlation = plan.operation == Operation::kCorrelation;
+  Ahead<T> ahead(plan, next, correlation ? b : a, item.count[kDepth] * item.count[kHeight]);
+  switch (plan.form) {
+    case Form::kRows:
+      if (correlation) {
+        correlate_item(plan, item, a, b, out, ahead, scratch);
+      } else {
+        stage(plan, item, a, staged);
+        gather_item(plan, item, b, out, ahead, scratch);
+      }
+      break;
+    case Form::kPixels:
+      stage_pixels(plan, item, a, staged);
+      if (plan.pixel_pitch == kLanes<T>) {
+        gather_channels_item<1>(plan, item, next, b, out, ahead, scratch);
+      } else {
+        gather_channels_item<2>(plan, item, next, b, out, ahead, scratch);
+      }
+      break;
+    case Form::kScatter:
+      if (plan.pixel_pitch == kLanes<T>) {
+        scatter_item<1>(plan, item, a, b, out, scratch);
+      } else {
+        scatter_item<2>(plan, item, a, b, out, scratch);
+      }
+      break;
+    case Form::kQuads:
+      stage_quads(plan, item, b, staged);
+      if (plan.quads == 4) {
+        correlate_quads_item<4>(plan, item, a, out, ahead, scratch);
+      } else {
+        correlate_quads_item<0>(plan, item, a, out, ahead, scratch);
+      }
+  }
+}
+
+template <typename T>
 void run_items(const Plan& plan, const void* a, const void* b, void* out, int64_t begin, int64_t end,
                unsigned char* scratch) {
+  Item next = item_at(plan, begin);
   for (int64_t index = begin; index < end; ++index) {
-    Item item = item_at(plan, index);
-    if (plan.operation == Operation::kCorrelation) {
-      correlate_item(plan, item, static_cast<const T*>(a), static_cast<const T*>(b), static_cast<T*>(out),
-                     scratch);
-    } else if (plan.channel_lanes) {
-      stage_pixels(plan, item, static_cast<const T*>(a), reinterpret_cast<Sum<T>*>(scratch));
-      if (plan.pixel_pitch == kLanes<T>) {
-        gather_channels_item<1>(plan, item, static_cast<const T*>(b), static_cast<T*>(out), scratch);
-      } else {
-        gather_channels_item<2>(plan, item, static_cast<const T*>(b), static_cast<T*>(out), scratch);
-      }
-    } else {
-      stage(plan, item, static_cast<const T*>(a), reinterpret_cast<Sum<T>*>(scratch));
-      gather_item(plan, item, static_cast<const T*>(b), static_cast<T*>(out), scratch);
-    }
+    Item item = next;
+    const bool last = index + 1 == end;
+    if (!last) next = item_at(plan, index + 1);
+    run_item(plan, item, last ? nullptr : &next, static_cast<const T*>(a), static_cast<const T*>(b),
+             static_cast<T*>(out), scratch);
   }
 }
 

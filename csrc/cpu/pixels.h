@@ -66,55 +66,67 @@ INVOLUTION_INLINE void copy_pixels(const T* from, int64_t stride, int64_t channe
   }
 }
 
+// Channels lie apart, neighbours of a row side by side.
+INVOLUTION_INLINE bool scatters(const ActivationStrides& strides) {
+  return strides.space[kWidth] == 1 && strides.channel != 1;
+}
+
+// `rows` rows of the source that exist, of one group, in slots of their own. More than one follow each other
+// in memory and have all of their positions in slots.
+template <typename T>
+void stage_pixel_rows(const Plan& plan, const Item& item, const T* from, int64_t rows, Sum<T>* staged) {
+  const AxisPlan& width = plan.axis[kWidth];
+  const ActivationStrides& strides = plan.source_strides();
+  const int64_t pitch = plan.pixel_pitch;
+  const int64_t shift = item.tile[kWidth] * width.shift;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t s = 0; s < width.segment_count; ++s) {
+      const Segment& segment = width.segment[s];
+      const Inside inside = inside_of(width, segment, shift);
+      Sum<T>* slots = staged + (r * width.slots + segment.slot) * pitch;
+      zero_pixels(slots, inside.begin, pitch);
+      zero_pixels(slots + inside.end * pitch, segment.count - inside.end, pitch);
+      if (scatters(strides)) continue;
+      copy_pixels(from + r * strides.space[kHeight] +
+                      (segment.position + shift + inside.begin * width.step) * strides.space[kWidth],
+                  width.step * strides.space[kWidth], strides.channel, inside.end - inside.begin,
+                  item.channels, slots + inside.begin * pitch, pitch);
+    }
+  }
+  const int64_t first = larger(0, width.lowest + shift),
+                last = smaller(width.source, width.highest + 1 + shift);
+  if (scatters(strides) && first < last)
+    scatter_pixels(plan, from + first, strides.channel, rows, first, last, shift, item.channels, staged);
+}
+
 // The source that an item's results meet, in rows of slots; a slot has pixel_pitch channels, zero from the
 // item's last on.
 template <typename T>
 void stage_pixels(const Plan& plan, const Item& item, const T* source, Sum<T>* staged) {
   const AxisPlan& width = plan.axis[kWidth];
   const ActivationStrides& strides = plan.source_strides();
-  const int64_t pitch = plan.pixel_pitch;
-  const int64_t row_pitch = width.slots * pitch;
+  const int64_t row_pitch = width.slots * plan.pixel_pitch;
+  const int64_t group_stride = plan.problem.channels_per_group * strides.channel;
   const int64_t shift = item.tile[kWidth] * width.shift;
-  source += item.batch * strides.batch +
-            (item.group * plan.problem.channels_per_group + item.channel) * strides.channel;
-  const bool scattered = strides.space[kWidth] == 1 && strides.channel != 1;
-  // The positions of a row that have slots.
-  int64_t first = width.source, last = 0;
-  for (int64_t s = 0; s < width.segment_count; ++s) {
-    const Inside inside = inside_of(width, width.segment[s], shift);
-    if (inside.begin == inside.end) continue;
-    const int64_t position = width.segment[s].position + shift;
-    first = smaller(first, position + inside.begin * width.step);
-    last = larger(last, position + (inside.end - 1) * width.step + 1);
-  }
+  const int64_t first = width.lowest + shift, last = width.highest + 1 + shift;
+  source += item.batch * strides.batch + item.group * group_stride + item.channel * strides.channel;
   // Rows that follow each other in memory are one, for the sake of narrow ones.
-  const bool dense = scattered && first == 0 && last == width.source && strides.space[kHeight] == last &&
-                     plan.axis[kHeight].step == 1;
-  int64_t begun = -1, begun_depth = 0, begun_height = 0, rows = 0;
+  const bool dense = scatters(strides) && first <= 0 && last >= width.source &&
+                     strides.space[kHeight] == width.source && plan.axis[kHeight].step == 1;
+  int64_t rows = 0, begun = 0, begun_depth = 0, begun_height = 0;
   const auto finish = [&] {
-    if (rows > 0) {
-      scatter_pixels(
-          plan, source + begun_depth * strides.space[kDepth] + begun_height * strides.space[kHeight] + first,
-          strides.channel, rows, first, last, shift, item.channels, staged + begun * row_pitch);
-    }
+    const T* from = source + begun_depth * strides.space[kDepth] + begun_height * strides.space[kHeight];
+    for (int64_t g = 0; rows > 0 && g < item.groups; ++g)
+      stage_pixel_rows(plan, item, from + g * group_stride, rows,
+                       staged + g * plan.group_pitch + begun * row_pitch);
     rows = 0;
   };
   for_each_row(plan, item, [&](int64_t row, bool exists, int64_t d, int64_t h) {
-    Sum<T>* to = staged + row * row_pitch;
-    if (!exists || first >= last) return zero_pixels(to, width.slots, pitch);
-    for (int64_t s = 0; s < width.segment_count; ++s) {
-      const Segment& segment = width.segment[s];
-      const Inside inside = inside_of(width, segment, shift);
-      Sum<T>* slots = to + segment.slot * pitch;
-      zero_pixels(slots, inside.begin, pitch);
-      zero_pixels(slots + inside.end * pitch, segment.count - inside.end, pitch);
-      if (scattered) continue;
-      const T* from = source + d * strides.space[kDepth] + h * strides.space[kHeight] +
-                      (segment.position + shift + inside.begin * width.step) * strides.space[kWidth];
-      copy_pixels(from, width.step * strides.space[kWidth], strides.channel, inside.end - inside.begin,
-                  item.channels, slots + inside.begin * pitch, pitch);
+    if (!exists || first >= width.source || last <= 0) {
+      for (int64_t g = 0; g < item.groups; ++g)
+        zero_pixels(staged + g * plan.group_pitch + row * row_pitch, width.slots, plan.pixel_pitch);
+      return;
     }
-    if (!scattered) return;
     if (!dense || row != begun + rows || d != begun_depth || h != begun_height + rows) finish();
     if (rows++ == 0) {
       begun = row;

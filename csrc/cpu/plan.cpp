@@ -10,12 +10,15 @@ namespace {
 
 // What the staged source of an item may take: it shares the second-level cache with the kernel tensor.
 constexpr int64_t kStagedBytes = 160 * 1024;
-constexpr int64_t kStagedPixelBytes = 256 * 1024;
+constexpr int64_t kStagedPixelBytes = 352 * 1024;
 constexpr int64_t kSharedBytes = 512 * 1024;
 constexpr int64_t kFewestResults = 64;
 constexpr int64_t kWidestTile = 128;
 constexpr int64_t kMostChannels = 32;
+constexpr int64_t kMostQuadChannels = 128;
+constexpr int64_t kLongRow = 16;
 constexpr int64_t kCacheLine = 64;
+constexpr int64_t kQuadBytes = 16;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -110,12 +113,12 @@ void chain_runs(AxisPlan& plan) {
 // Where each position of the source lies.
 void list_slots(AxisPlan& plan) {
   plan.lowest = plan.segments.front().position;
-  int64_t highest = plan.lowest;
+  plan.highest = plan.lowest;
   for (const Segment& segment : plan.segments) {
     plan.lowest = std::min(plan.lowest, segment.position);
-    highest = std::max(highest, segment.position + (segment.count - 1) * plan.step);
+    plan.highest = std::max(plan.highest, segment.position + (segment.count - 1) * plan.step);
   }
-  plan.slots_of.assign(highest - plan.lowest + 1, -1);
+  plan.slots_of.assign(plan.highest - plan.lowest + 1, -1);
   for (const Segment& segment : plan.segments) {
     for (int64_t i = 0; i < segment.count; ++i)
       plan.slots_of[segment.position + i * plan.step - plan.lowest] = segment.slot + i;
@@ -138,10 +141,141 @@ int64_t find_pairing(const AxisPlan& height) {
   return 0;
 }
 
-// Channels that fill vectors make better ones than the width.
-bool vectors_along_channels(const Plan& plan, int64_t lanes) {
-  if (plan.operation == Operation::kCorrelation) return false;
-  return 4 * plan.problem.channels_per_group >= 3 * lanes;
+// From one kernel value of a position to the next; 0 where they are not evenly spaced.
+int64_t find_tap_stride(const Problem& problem) {
+  int64_t stride = 0, next = 0;
+  for (int axis = kWidth; axis >= kDepth; --axis) {
+    if (problem.kernel[axis] == 1) continue;
+    if (stride == 0) stride = next = problem.w.kernel[axis];
+    if (problem.w.kernel[axis] != next) return 0;
+    next *= problem.kernel[axis];
+  }
+  return stride == 0 ? 1 : stride;
+}
+
+// The kernel, and how much of a group it takes at a time.
+void choose_form(Plan& plan, int64_t lanes, int64_t quad) {
+  const Problem& problem = plan.problem;
+  const auto& [depth, height, width] = plan.axis;
+  const int64_t channels = problem.channels_per_group;
+  plan.tap_stride = find_tap_stride(problem);
+  plan.form = Form::kRows;
+  if (plan.operation == Operation::kCorrelation) {
+    // Long rows fill vectors along the width, whose sums are where they belong if the kernel points lie
+    // apart.
+    const bool long_rows = width.result > kLongRow && width.step == 1;
+    const bool full = 4 * channels >= 3 * quad && channels <= kMostQuadChannels;
+    if (full && plan.tap_stride != 0 && (plan.tap_stride == 1 || !long_rows)) plan.form = Form::kQuads;
+  } else if (4 * channels >= 3 * lanes) {  // channels that fill vectors make better ones than the width
+    // With a stride, the sums would come and go for a few kernel points each.
+    const bool scatters = plan.operation == Operation::kTranspose && plan.tap_stride == 1 &&
+                          plan.points > 1 && height.phases == 1 && width.phases == 1;
+    plan.form = scatters ? Form::kScatter : Form::kPixels;
+  }
+  if (plan.form == Form::kRows) {
+    plan.channels = std::min(channels, kMostChannels);
+  } else if (plan.form == Form::kQuads) {
+    plan.quads = divide_up(channels, quad);
+    plan.pixel_pitch = plan.quads * quad;
+    plan.channels = channels;
+  } else {
+    plan.pixel_pitch = channels > lanes ? 2 * lanes : lanes;
+    plan.channels = std::min(channels, plan.pixel_pitch);
+  }
+  plan.channel_blocks = divide_up(channels, plan.channels);
+}
+
+// Tiles of `rows` results along the height, or fewer, until what is staged fits; false if that takes so few
+// that most of it is halo.
+bool cut_rows(Plan& plan, int64_t rows, int64_t accumulate_bytes) {
+  auto& [depth, height, width] = plan.axis;
+  const int64_t line = kCacheLine / accumulate_bytes;
+  for (;; rows = divide_up(rows, 2)) {
+    set_tile(height, rows, 1, 0);
+    plan.paired = plan.form == Form::kRows ? find_pairing(height) : 0;
+    const bool sums_stay = plan.operation == Operation::kCorrelation && plan.channel_blocks > 1;
+    if (sums_stay && plan.paired == 0 && rows > 1) continue;
+    plan.channel_pitch = depth.slots * height.slots * width.slots;
+    if (plan.form == Form::kRows) {
+      // Not a multiple of a page, where the channels would compete for the same lines of the cache.
+      plan.channel_pitch = round_up(plan.channel_pitch, line);
+      if (plan.channel_pitch / line % 2 == 0) plan.channel_pitch += line;
+    } else if (plan.form == Form::kScatter) {
+      // The rows that are not finished while a row of the source is added to them; with several planes all.
+      const int64_t reach = (height.kernel - 1) * plan.problem.dilation[kHeight] + 1;
+      plan.rows_summed = depth.kernel > 1 ? height.tile : std::min(height.tile, reach);
+      plan.channel_pitch = plan.rows_summed * width.tile;
+    }
+    plan.group_pitch = (plan.form == Form::kRows ? plan.channels : plan.pixel_pitch) * plan.channel_pitch;
+    const int64_t most = plan.form == Form::kRows ? kStagedBytes : kStagedPixelBytes;
+    if (rows == 1 || plan.groups * plan.group_pitch * accumulate_bytes <= most) break;
+  }
+  return plan.form == Form::kScatter || height.tiles == 1 || height.slots <= 2 * height.tile * height.step;
+}
+
+// As many rows as fit, so that few of the halo's are staged twice, unless threads would go without work.
+void cut_items(Plan& plan, int64_t accumulate_bytes, int64_t threads) {
+  const Problem& problem = plan.problem;
+  const auto& [depth, height, width] = plan.axis;
+  const bool correlation = plan.operation == Operation::kCorrelation;
+  const bool groups_together = problem.groups > 1 && problem.w.group < problem.w.space[kWidth];
+  const auto cut = [&](int64_t groups) {
+    plan.groups = groups;
+    plan.group_blocks = divide_up(problem.groups, groups);
+    const int64_t others = problem.batch * plan.group_blocks * depth.tiles * width.tiles;
+    const int64_t wanted = divide_up(4 * threads, others * (correlation ? 1 : plan.channel_blocks));
+    int64_t rows = threads > 1 ? std::max<int64_t>(1, height.result / wanted) : height.result;
+    if (groups_together && groups == 1) {
+      // The groups of a tile, one after the other, find the lines of the cache that they share.
+      const int64_t row = std::min(width.tile, width.result) * problem.w.space[kWidth] * accumulate_bytes;
+      rows = std::clamp<int64_t>(kSharedBytes / std::max<int64_t>(1, row), 1, rows);
+    }
+    // A correlation over several channel blocks keeps its sums between them, of a row or a pair.
+    if (correlation && plan.channel_blocks > 1) rows = std::min<int64_t>(rows, 2);
+    return cut_rows(plan, rows, accumulate_bytes);
+  };
+  plan.groups_innermost = groups_together;
+  const bool together = groups_together && plan.form != Form::kRows && plan.channel_blocks == 1;
+  if (!together || !cut(problem.groups)) cut(1);
+  // Sums of rows need no halo, but have to stay in the cache.
+  for (int64_t groups = plan.groups; plan.form == Form::kScatter && groups > 1;) {
+    if (groups * plan.group_pitch * accumulate_bytes <= kStagedPixelBytes) break;
+    groups = divide_up(groups, 2);
+    cut(groups);
+  }
+}
+
+// Where the parts of an item's scratch begin: the source; kernel values, or a correlation's sums, of the rows
+// at hand; their results, or the correlation's query, or the scattered row; and the lists of what they are
+// made of.
+void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
+  const auto& [depth, height, width] = plan.axis;
+  const auto aligned = [](int64_t bytes) { return round_up(bytes, kCacheLine); };
+  const bool rows = plan.form == Form::kRows, quads = plan.form == Form::kQuads;
+  const int64_t rows_together = plan.paired != 0 ? 2 : 1;
+  const int64_t taps = rows_together * plan.points;  // at most: those of two rows that have few in common
+  plan.row_pitch = round_up(std::min(width.tile, width.result), lanes);
+  if (!rows) plan.row_pitch = std::max(plan.row_pitch, kFewestResults);
+  plan.sums_pitch = round_up(plan.points, quads ? kQuadBytes / accumulate_bytes : lanes);
+  const int64_t positions = std::max(plan.row_pitch, width.slots);
+  const int64_t values = rows ? rows_together * taps * plan.row_pitch : plan.sums_pitch * positions;
+  const int64_t results =
+      rows ? rows_together * plan.channels * plan.row_pitch : plan.pixel_pitch * (positions + lanes);
+
+  plan.weight_offset = aligned(plan.groups * plan.group_pitch * accumulate_bytes + kCacheLine);
+  plan.result_offset = plan.weight_offset + aligned((values + lanes) * accumulate_bytes);
+  plan.tap_offset = plan.result_offset + aligned(results * accumulate_bytes);
+  int64_t list = taps * static_cast<int64_t>(sizeof(Tap));
+  int64_t lists = 3 * depth.kernel * static_cast<int64_t>(sizeof(Stretch));
+  if (quads) {
+    list = plan.points * static_cast<int64_t>(sizeof(int64_t));
+    lists = 0;
+  } else if (!rows) {
+    list = 2 * taps * kLinkBytes;  // links of the item, and of a row
+    lists = std::min(height.phases, height.result) * std::min(width.phases, width.result) * kLinksBytes;
+  }
+  plan.stretch_offset = plan.tap_offset + aligned(list);
+  plan.scratch_bytes = plan.stretch_offset + aligned(lists);
 }
 
 }  // namespace
@@ -155,71 +289,18 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
   for (int axis = 0; axis < 3; ++axis) plan.axis[axis] = make_axis(operation, problem, axis);
   auto& [depth, height, width] = plan.axis;
   plan.points = depth.kernel * height.kernel * width.kernel;
-  plan.channel_lanes = vectors_along_channels(plan, lanes);
-  plan.pixel_pitch = plan.channel_lanes ? problem.channels_per_group > lanes ? 2 * lanes : lanes : 0;
-  plan.channels = std::min(problem.channels_per_group, plan.channel_lanes ? plan.pixel_pitch : kMostChannels);
-  plan.channel_blocks = divide_up(problem.channels_per_group, plan.channels);
-
-  set_tile(width, kWidestTile, lanes, plan.channel_lanes ? 0 : lanes);
+  choose_form(plan, lanes, kQuadBytes / accumulate_bytes);
+  // A vector of a row may run over its end.
+  set_tile(width, kWidestTile, lanes, plan.form == Form::kRows ? lanes : 0);
   set_tile(depth, 1, 1, 0);
-  // As many rows as fit, so that few of the halo's are staged twice, unless threads would go without work. A
-  // correlation over several channel blocks keeps its sums between them, of one row.
-  const int64_t wanted = divide_up(4 * threads, problem.batch * problem.groups * depth.tiles * width.tiles *
-                                                    (correlation ? 1 : plan.channel_blocks));
-  int64_t rows = threads > 1 ? std::max<int64_t>(1, height.result / wanted) : height.result;
-  plan.groups_innermost = problem.groups > 1 && problem.w.group < problem.w.space[kWidth];
-  if (plan.groups_innermost) {
-    // The groups of a tile, one after the other, find the lines of the cache that they share.
-    const int64_t row = std::min(width.tile, width.result) * problem.w.space[kWidth] * accumulate_bytes;
-    rows = std::clamp<int64_t>(kSharedBytes / std::max<int64_t>(1, row), 1, rows);
-  }
-  if (correlation && plan.channel_blocks > 1) rows = std::min<int64_t>(rows, 2);
-  for (;; rows = divide_up(rows, 2)) {
-    set_tile(height, rows, 1, 0);
-    plan.paired = plan.channel_lanes ? 0 : find_pairing(height);
-    if (correlation && plan.channel_blocks > 1 && plan.paired == 0 && rows > 1) continue;
-    plan.channel_pitch = depth.slots * height.slots * width.slots;
-    if (plan.channel_lanes) {
-      if (rows == 1 || plan.pixel_pitch * plan.channel_pitch * accumulate_bytes <= kStagedPixelBytes) break;
-      continue;
-    }
-    // Not a multiple of a page, where the channels would compete for the same lines of the cache.
-    plan.channel_pitch = round_up(plan.channel_pitch, kCacheLine / accumulate_bytes);
-    if (plan.channel_pitch / (kCacheLine / accumulate_bytes) % 2 == 0)
-      plan.channel_pitch += kCacheLine / accumulate_bytes;
-    if (rows == 1 || plan.channels * plan.channel_pitch * accumulate_bytes <= kStagedBytes) break;
-  }
+  cut_items(plan, accumulate_bytes, threads);
+  chain_runs(width);
+  list_slots(width);
+  lay_out_scratch(plan, accumulate_bytes, lanes);
 
-  if (plan.channel_lanes) {
-    chain_runs(width);
-    list_slots(width);
-  }
-  const int64_t rows_together = plan.paired != 0 ? 2 : 1;
-  const int64_t taps = rows_together * plan.points;  // at most: those of two rows that have few in common
-
-  plan.row_pitch = round_up(std::min(width.tile, width.result), lanes);
-  const auto aligned = [](int64_t bytes) { return round_up(bytes, kCacheLine); };
-  // The source; kernel values, or a correlation's sums, of the rows at hand; their results, or the
-  // correlation's query; and the lists of what they are made of.
-  const int64_t staged =
-      plan.channel_lanes ? plan.pixel_pitch * plan.channel_pitch : plan.channels * plan.channel_pitch;
-  if (plan.channel_lanes) plan.row_pitch = std::max(plan.row_pitch, kFewestResults);
-  plan.weight_offset = aligned(staged * accumulate_bytes + kCacheLine);
-  plan.result_offset = plan.weight_offset + aligned(rows_together * taps * plan.row_pitch * accumulate_bytes);
-  const int64_t result_channels = plan.channel_lanes ? plan.pixel_pitch : rows_together * plan.channels;
-  plan.tap_offset = plan.result_offset + aligned(result_channels * plan.row_pitch * accumulate_bytes);
-  // Links: those of the item, and of a row.
-  plan.stretch_offset =
-      plan.tap_offset +
-      aligned(plan.channel_lanes ? 2 * taps * kLinkBytes : taps * static_cast<int64_t>(sizeof(Tap)));
-  const int64_t phases = std::min(height.phases, height.result) * std::min(width.phases, width.result);
-  plan.scratch_bytes = plan.stretch_offset +
-                       aligned(plan.channel_lanes ? phases * kLinksBytes
-                                                  : 3 * depth.kernel * static_cast<int64_t>(sizeof(Stretch)));
-
-  plan.items = problem.batch * problem.groups * depth.tiles * height.tiles * width.tiles *
+  plan.items = problem.batch * plan.group_blocks * depth.tiles * height.tiles * width.tiles *
                (correlation ? 1 : plan.channel_blocks);
-  plan.multiply_adds = plan.points * std::min(depth.tile, depth.result) *
+  plan.multiply_adds = plan.groups * plan.points * std::min(depth.tile, depth.result) *
                        std::min(height.tile, height.result) * std::min(width.tile, width.result) *
                        (correlation ? problem.channels_per_group : plan.channels);
   for (AxisPlan& axis : plan.axis) {

@@ -46,7 +46,7 @@ struct Chain {
 
 // Sizes of what channels.h keeps of a chain, and of the chains of a row, in scratch.
 constexpr int64_t kLinkBytes = 64;
-constexpr int64_t kLinksBytes = 48;
+constexpr int64_t kLinksBytes = 56;
 
 struct AxisPlan {
   AxisPlan() = default;
@@ -64,7 +64,7 @@ struct AxisPlan {
   std::vector<Run> runs;  // one for each kernel index
   std::vector<Segment> segments;
   std::vector<Chain> chains;
-  int64_t lowest;                 // position of the first tile that has a slot
+  int64_t lowest, highest;        // positions of the first tile that have slots
   std::vector<int64_t> slots_of;  // of the positions from there on; -1 where there is none
 
   // The same for the kernels, which use nothing of the standard library.
@@ -77,20 +77,34 @@ struct AxisPlan {
   int64_t chain_count;
 };
 
+// The kernels. Vectors lie along the width, or along the channels of a position.
+enum class Form {
+  kRows,     // along the width: gather.h, correlation.h
+  kPixels,   // along the channels: channels.h
+  kScatter,  // along the channels, for the transposed operation: scatter.h
+  kQuads     // a few channels of several positions, for the correlation: quads.h
+};
+
 struct Plan {
   Operation operation;
   Problem problem;
-  bool channel_lanes;  // vectors lie along the channels, not along the width
+  Form form;
   AxisPlan axis[3];
+  int64_t groups;          // of an item: more than one where their kernel values lie together
+  int64_t group_blocks;    // of the problem
+  int64_t group_pitch;     // elements from one staged group to the next
   int64_t channels;        // staged at a time
   int64_t channel_blocks;  // of a group; items of their own, but for the correlation, which sums over them
   int64_t channel_pitch;   // elements from one staged channel to the next
-  int64_t pixel_pitch;     // or from one pixel to the next, with channel_lanes
+  int64_t pixel_pitch;     // or from one pixel to the next
+  int64_t quads;           // of a pixel
+  int64_t sums_pitch;      // elements of a position's kernel points in scratch that has them side by side
+  int64_t rows_summed;     // of results at a time, if they are scattered
   int64_t row_pitch;       // elements of a row of scratch that holds a tile's width
   int64_t points;          // of the kernel
+  int64_t tap_stride;  // from one kernel value of a position to the next, where all are evenly spaced; or 0
   int64_t paired;  // kernel row k of a row of results reads what row k - paired of the next reads; 0: none
-  bool
-      groups_innermost;  // kernel values of all groups of a position lie together, so items go by group first
+  bool groups_innermost;  // kernel values of all groups of a position lie together
   int64_t items;
   int64_t multiply_adds;  // of an item, about
 

@@ -100,15 +100,29 @@ INVOLUTION_INLINE void keep_in_register(V& value) {
 // --- bfloat16 and float16, rounded to nearest, ties to even, as csrc/cuda/scalar.cuh does for one value
 // -----
 
+// Words below 2^16, as half words.
+INVOLUTION_INLINE HalfWords low_halves(Words words) {
+#if defined(INVOLUTION_CPU_AVX2)
+  // The pack works within halves of a vector; the compiler's own conversion takes many more instructions.
+  const __m256i packed = _mm256_packus_epi32(bits_as<__m256i>(words), bits_as<__m256i>(words));
+  return bits_as<HalfWords>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+  return __builtin_convertvector(words, HalfWords);
+#endif
+}
+
 INVOLUTION_INLINE Floats widen(BFloat16, HalfWords stored) {
+#if defined(INVOLUTION_CPU_AVX2)
+  return bits_as<Floats>(bits_as<Words>(_mm256_cvtepu16_epi32(bits_as<__m128i>(stored))) << 16);
+#else
   return bits_as<Floats>(__builtin_convertvector(stored, Words) << 16);
+#endif
 }
 
 INVOLUTION_INLINE HalfWords narrow(BFloat16, Floats value) {
   const Words bits = bits_as<Words>(value);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Words nan = broadcast(0x7fff);
-  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded, HalfWords);
+  return low_halves(value != value ? broadcast(0x7fff) : rounded);
 }
 
 #if defined(INVOLUTION_CPU_AVX512)
@@ -159,6 +173,15 @@ INVOLUTION_INLINE HalfWords narrow(Float16, Floats value) {
   return __builtin_convertvector(magnitude > 0x7f800000u ? nan : (sign | any), HalfWords);
 }
 
+#endif
+
+#if defined(INVOLUTION_CPU_AVX512) || defined(INVOLUTION_CPU_AVX2)
+INVOLUTION_INLINE __m128i widen_quad(BFloat16, __m128i stored) {
+  return _mm_slli_epi32(_mm_cvtepu16_epi32(stored), 16);
+}
+INVOLUTION_INLINE __m128i widen_quad(Float16, __m128i stored) {
+  return bits_as<__m128i>(_mm_cvtph_ps(stored));
+}
 #endif
 
 // --- Memory, at any alignment ----------------------------------------------------------------------------
@@ -217,6 +240,98 @@ INVOLUTION_INLINE void store_lanes(T* to, Floats value, int64_t count) {
                            bits_as<__m256i>(narrow(T{}, value)));
 }
 
+#elif defined(INVOLUTION_CPU_AVX2)
+
+// All ones, then zeros: a mask of `count` lanes begins `count` before the zeros.
+constexpr int32_t kMask32[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+constexpr int64_t kMask64[8] = {-1, -1, -1, -1};
+
+INVOLUTION_INLINE __m256i lane_mask(const float*, int64_t count) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask32 + 8 - count));
+}
+INVOLUTION_INLINE __m256i lane_mask(const double*, int64_t count) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask64 + 4 - count));
+}
+INVOLUTION_INLINE Floats load_lanes(const float* from, int64_t first, int64_t last) {
+  const __m256i mask = _mm256_andnot_si256(lane_mask(from, first), lane_mask(from, last));
+  return bits_as<Floats>(_mm256_maskload_ps(from, mask));
+}
+INVOLUTION_INLINE Doubles load_lanes(const double* from, int64_t first, int64_t last) {
+  const __m256i mask = _mm256_andnot_si256(lane_mask(from, first), lane_mask(from, last));
+  return bits_as<Doubles>(_mm256_maskload_pd(from, mask));
+}
+// Half types have no masked loads: two loads that overlap, or a single value.
+template <typename T>
+INVOLUTION_INLINE Floats load_lanes(const T* from, int64_t first, int64_t last) {
+  uint64_t low = 0, high = 0;
+  const T* begin = from + first;
+  const int64_t count = last - first;
+  if (count >= 4) {
+    __builtin_memcpy(&low, begin, 8);
+    __builtin_memcpy(&high, begin + count - 4, 8);
+    high = count == 4 ? 0 : high >> (8 - count) * 16;
+  } else if (count >= 2) {
+    uint32_t pair, end;
+    __builtin_memcpy(&pair, begin, 4);
+    __builtin_memcpy(&end, begin + count - 2, 4);
+    low = pair | static_cast<uint64_t>(end) << (count - 2) * 16;
+  } else if (count == 1) {
+    low = begin->bits;
+  }
+  if (first >= 4) {
+    high = low << (first - 4) * 16;
+    low = 0;
+  } else if (first > 0) {
+    high = high << first * 16 | low >> (4 - first) * 16;
+    low <<= first * 16;
+  }
+  typedef uint64_t Two __attribute__((vector_size(16)));
+  return widen(T{}, bits_as<HalfWords>(Two{low, high}));
+}
+
+// A masked store takes dozens of instructions within the processor, on some; these take three.
+template <typename V, typename S>
+INVOLUTION_INLINE void store_pieces(S* to, const V& value, int64_t bytes) {
+  static_assert(sizeof(V) == 16 || sizeof(V) == 32, "a vector, or one of half types");
+  auto* at = reinterpret_cast<unsigned char*>(to);
+  typedef uint64_t Two __attribute__((vector_size(16)));
+  Two piece;
+  if constexpr (sizeof(V) == 32) {
+    piece = bits_as<Two>(_mm256_castsi256_si128(bits_as<__m256i>(value)));
+    if (bytes & 16) {
+      __builtin_memcpy(at, &piece, 16);
+      at += 16;
+      piece = bits_as<Two>(_mm256_extracti128_si256(bits_as<__m256i>(value), 1));
+    }
+  } else {
+    piece = bits_as<Two>(value);
+  }
+  uint64_t rest = piece[0];
+  if (bytes & 8) {
+    __builtin_memcpy(at, &rest, 8);
+    at += 8;
+    rest = piece[1];
+  }
+  if (bytes & 4) {
+    __builtin_memcpy(at, &rest, 4);
+    at += 4;
+    rest >>= 32;
+  }
+  if constexpr (sizeof(S) == 2) {
+    if (bytes & 2) __builtin_memcpy(at, &rest, 2);
+  }
+}
+INVOLUTION_INLINE void store_lanes(float* to, Floats value, int64_t count) {
+  store_pieces(to, value, count * 4);
+}
+INVOLUTION_INLINE void store_lanes(double* to, Doubles value, int64_t count) {
+  store_pieces(to, value, count * 8);
+}
+template <typename T>
+INVOLUTION_INLINE void store_lanes(T* to, Floats value, int64_t count) {
+  store_pieces(to, narrow(T{}, value), count * 2);
+}
+
 #else
 
 template <typename T>
@@ -250,11 +365,72 @@ INVOLUTION_INLINE void store_as(S* to, const V& value, int64_t count) {
   } else {
 #if defined(INVOLUTION_CPU_AVX512)
     if constexpr (sizeof(S) == 4) {
-      store_lanes(to, bits_as<Floats>(_mm512_zextps256_ps512(bits_as<__m256>(value))), count);
+      store_lanes(to, bits_as<Floats>(_mm512_insertf32x8(_mm512_setzero_ps(), bits_as<__m256>(value), 0)),
+                  count);
     } else {
-      store_lanes(to, bits_as<Doubles>(_mm512_zextpd256_pd512(bits_as<__m256d>(value))), count);
+      store_lanes(to, bits_as<Doubles>(_mm512_insertf64x4(_mm512_setzero_pd(), bits_as<__m256d>(value), 0)),
+                  count);
     }
 #endif
+  }
+}
+
+// --- Quads: 16 bytes of a vector
+// -----------------------------------------------------------------------------
+
+constexpr int kQuads = kVectorBytes / 16;  // of a vector
+template <typename S>
+constexpr int kQuad = 16 / static_cast<int>(sizeof(S));  // elements
+typedef uint64_t Quad __attribute__((vector_size(16)));
+
+template <int kIndex, typename V>
+INVOLUTION_INLINE Quad quad_of(const V& value) {
+#if defined(INVOLUTION_CPU_AVX512)
+  return bits_as<Quad>(_mm512_extracti64x2_epi64(bits_as<__m512i>(value), kIndex));
+#elif defined(INVOLUTION_CPU_AVX2)
+  return bits_as<Quad>(_mm256_extracti128_si256(bits_as<__m256i>(value), kIndex));
+#else
+  return bits_as<Quad>(value);
+#endif
+}
+
+INVOLUTION_INLINE void load_quad(const float* from, float* to) { __builtin_memcpy(to, from, 16); }
+INVOLUTION_INLINE void load_quad(const double* from, double* to) { __builtin_memcpy(to, from, 16); }
+// Four elements, widened.
+template <typename T>
+INVOLUTION_INLINE void load_quad(const T* from, float* to) {
+#if defined(INVOLUTION_CPU_AVX512) || defined(INVOLUTION_CPU_AVX2)
+  uint64_t stored;
+  __builtin_memcpy(&stored, from, 8);
+  const __m128i four = _mm_cvtsi64_si128(static_cast<int64_t>(stored));
+  const __m128i wide = widen_quad(T{}, four);
+  __builtin_memcpy(to, &wide, 16);
+#else
+  const Floats wide = load(from);
+  __builtin_memcpy(to, &wide, 16);
+#endif
+}
+
+// The quads kIndex <= i < count of `value`, each to `to` + i*pitch.
+template <int kIndex = 0, typename S>
+INVOLUTION_INLINE void store_apart(S* to, int64_t pitch, const Vector<S>& value, int64_t count) {
+  if constexpr (kIndex < kQuads) {
+    if (kIndex >= count) return;
+    const Quad quad = quad_of<kIndex>(value);
+    __builtin_memcpy(to + kIndex * pitch, &quad, sizeof quad);
+    store_apart<kIndex + 1>(to, pitch, value, count);
+  }
+}
+template <typename T, typename = decltype(T::bits)>
+INVOLUTION_INLINE void store_apart(T* to, int64_t pitch, const Floats& value, int64_t count) {
+  const HalfWords stored = narrow(T{}, value);
+  typedef uint64_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
+  const Narrow quads = bits_as<Narrow>(stored);
+#pragma GCC unroll 4
+  for (int i = 0; i < kQuads; ++i) {
+    if (i >= count) return;
+    const uint64_t quad = quads[i];
+    __builtin_memcpy(to + i * pitch, &quad, sizeof quad);
   }
 }
 

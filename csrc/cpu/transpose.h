@@ -31,9 +31,10 @@ INVOLUTION_INLINE void exchange(V (&rows)[kEdge], LaneList<kLane...>) {
 #pragma GCC unroll 16
   for (int i = 0; i < kEdge; ++i) {
     if (i & kHalf) continue;
+    constexpr int kLast = sizeof...(kLane);
     const V a = rows[i], b = rows[i + kHalf];
-    rows[i] = shuffle<V, ((kLane & kHalf) == 0 ? kLane : kEdge + kLane - kHalf)...>(a, b);
-    rows[i + kHalf] = shuffle<V, ((kLane & kHalf) == 0 ? kLane + kHalf : kEdge + kLane)...>(a, b);
+    rows[i] = shuffle<V, ((kLane & kHalf) == 0 ? kLane : kLast + kLane - kHalf)...>(a, b);
+    rows[i + kHalf] = shuffle<V, ((kLane & kHalf) == 0 ? kLane + kHalf : kLast + kLane)...>(a, b);
   }
 }
 
@@ -144,6 +145,26 @@ INVOLUTION_INLINE void copy_out(const Sum<T>* from, int64_t from_pitch, T* to, i
         store_lanes(to + i * row_stride + j * stride, load_lanes(value, 0, 1), 1);
       }
     }
+  }
+}
+
+// As many rows as a quad has elements, to positions of a quad each: to[i*kQuad + e] = from[e*pitch + i] for
+// i < count.
+template <typename T>
+INVOLUTION_INLINE void copy_rows_to_quads(const T* from, int64_t pitch, Sum<T>* to, int64_t count) {
+  using S = Sum<T>;
+  constexpr int E = kQuad<S>, L = kLanes<T>;
+  for (int64_t i = 0; i < count; i += L) {
+    const int64_t some = count - i < L ? count - i : L;
+    Vector<S> rows[E];
+#pragma GCC unroll 4
+    for (int e = 0; e < E; ++e) rows[e] = load_some(from + e * pitch + i, some);
+    using Lanes = typename MakeLaneList<L>::type;
+    if constexpr (E >= 4) exchange<2>(rows, Lanes{});
+    exchange<1>(rows, Lanes{});
+    // Row e now has position e of every E that follow each other.
+#pragma GCC unroll 4
+    for (int e = 0; e < E; ++e) store_apart(to + (i + e) * E, E * E, rows[e], (some - e + E - 1) / E);
   }
 }
 

@@ -1,0 +1,130 @@
+// The transposed operation where the kernel values of a position lie together, with vectors along the
+// channels:
+//
+//   result[p*stride - padding + k*dilation, c] += weight[p, k] * source[p, c]
+//
+// channels.h gathers: it would come back to a position's kernel values for every row of results that they
+// reach. Here all are used while a row of the source is at hand, in the order in which they lie in memory,
+// and the rows of results that it reaches are summed in scratch. Along the width it is a gather still.
+#pragma once
+
+#include "channels.h"
+
+namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
+
+template <int kVectors, typename T>
+void scatter_item(const Plan& plan, const Item& item, const T* source, const T* weights, T* result,
+                  unsigned char* scratch) {
+  using S = Sum<T>;
+  constexpr bool kWidens = sizeof(T) != sizeof(S);
+  const Problem& problem = plan.problem;
+  const AxisPlan& depth = plan.axis[kDepth];
+  const AxisPlan& height = plan.axis[kHeight];
+  const AxisPlan& width = plan.axis[kWidth];
+  const ActivationStrides& from = plan.source_strides();
+  const ActivationStrides& strides = plan.result_strides();
+  const WeightStrides& weight_strides = problem.w;
+  const int64_t pitch = plan.pixel_pitch, row_pitch = item.count[kWidth] * pitch;
+  S* sums = reinterpret_cast<S*>(scratch);
+  S* pixels = reinterpret_cast<S*>(scratch + plan.result_offset);
+  S* widened = reinterpret_cast<S*>(scratch + plan.weight_offset);
+  const int64_t channel = item.group * problem.channels_per_group + item.channel;
+  weights = group_weights(plan, item, weights);
+  source += item.batch * from.batch + channel * from.channel;
+  result += item.batch * strides.batch + channel * strides.channel;
+  for (int axis = 0; axis < 3; ++axis) result += item.first[axis] * strides.space[axis];
+
+  // Positions along the width whose kernel values the item meets, and where those lie.
+  const int64_t shift = item.tile[kWidth] * width.shift;
+  const int64_t first = larger(0, width.lowest + shift);
+  const int64_t count = larger(0, smaller(width.source, width.highest + 1 + shift) - first);
+  const int64_t points = height.kernel * width.kernel;
+  const int64_t advance = kWidens ? plan.sums_pitch : weight_strides.space[kWidth];
+  LinkList list(plan, item, weight_strides, scratch);
+  const int64_t phases = smaller(width.phases, item.count[kWidth]);
+  list.template collect_row<kMostResults<kVectors>>(phases, advance);
+
+  // A row of the source reaches the results from lowest(row) on, a dilation apart.
+  const int64_t begin_height = item.first[kHeight], results = item.count[kHeight];
+  const int64_t stride = height.phases, dilation = problem.dilation[kHeight];
+  const auto lowest = [&](int64_t row) { return row * stride - problem.padding[kHeight] - begin_height; };
+  const int64_t reach = (height.kernel - 1) * dilation;
+  int64_t begin = 0, end = height.source;
+  while (begin < end && lowest(begin) + reach < 0) ++begin;
+  while (begin < end && lowest(end - 1) >= results) --end;
+
+  const auto row_of = [&](int64_t g, int64_t h) {
+    return sums + g * plan.group_pitch + h % plan.rows_summed * row_pitch;
+  };
+  for (int64_t g = 0; g < item.groups; ++g)
+    zero_pixels(row_of(g, 0), plan.rows_summed * item.count[kWidth], pitch);
+  for (int64_t d = 0; d < item.count[kDepth]; ++d) {
+    int64_t finished = 0;
+    const auto finish = [&](int64_t until) {
+      for (; finished < until; ++finished) {
+        T* to = result + d * strides.space[kDepth] + finished * strides.space[kHeight];
+        for (int64_t g = 0; g < item.groups; ++g, to += problem.channels_per_group * strides.channel) {
+          copy_out(row_of(g, finished), pitch, to, strides.space[kWidth], strides.channel, item.count[kWidth],
+                   item.channels);
+          zero_pixels(row_of(g, finished), item.count[kWidth], pitch);
+        }
+      }
+    };
+    int64_t left = 0;  // planes of the source to come
+    const auto plane_of = [&](int64_t kd) {
+      const Run& run = depth.run[kd];
+      const int64_t plane = run.position + item.tile[kDepth] * depth.shift + d / depth.phases;
+      return run.phase == d % depth.phases && plane >= 0 && plane < depth.source ? plane : -1;
+    };
+    for (int64_t kd = 0; kd < depth.kernel; ++kd) left += plane_of(kd) >= 0;
+    for (int64_t kd = 0; kd < depth.kernel; ++kd) {
+      const int64_t plane = plane_of(kd);
+      if (plane < 0) continue;
+      --left;
+      for (int64_t p = begin; p < end; ++p) {
+        const T* row_source = source + plane * from.space[kDepth] + p * from.space[kHeight];
+        const T* row_weights = weights + plane * weight_strides.space[kDepth] +
+                               p * weight_strides.space[kHeight] + kd * weight_strides.kernel[kDepth];
+        if (p + 1 < end)
+          expect(row_source + from.space[kHeight] + first * from.space[kWidth], from, count,
+                 item.channels + (item.groups - 1) * problem.channels_per_group);
+        for (int64_t g = 0; g < item.groups; ++g) {
+          stage_pixel_rows(plan, item, row_source + g * problem.channels_per_group * from.channel, 1, pixels);
+          const T* values = row_weights + g * weight_strides.group;
+          LinkedRow<S> row{};
+          row.source = pixels;
+          row.source_depth = row.source_height = INT64_MAX;
+          row.advance = advance;
+          row.adds = true;
+          if constexpr (kWidens) {
+            widen_points(values + first * weight_strides.space[kWidth], weight_strides.space[kWidth],
+                         weight_strides.space[kHeight], count, points, widened, plan.sums_pitch);
+          } else {
+            row.next = weight_strides.space[kHeight];
+          }
+          for (int64_t kh = 0; kh < height.kernel; ++kh) {
+            const int64_t reached = lowest(p) + kh * dilation;
+            if (reached < 0 || reached >= results) continue;
+            if constexpr (kWidens) {
+              row.weights = widened + kh * width.kernel - first * advance;
+            } else {
+              row.weights = values + kh * weight_strides.kernel[kHeight];
+            }
+            for (int64_t phase = 0; phase < phases; ++phase) {
+              const Links& links = list.lists[phase];
+              row.links = list.links + links.begin;
+              row.count = links.end - links.begin;
+              gather_row<kVectors>(row, links, row_of(g, reached) + phase * pitch, width.phases * pitch,
+                                   pitch);
+            }
+          }
+        }
+        // What rows to come reach no more.
+        if (left == 0) finish(smaller(results, larger(finished, lowest(p + 1))));
+      }
+    }
+    finish(results);
+  }
+}
+
+}  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE
