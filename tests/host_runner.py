@@ -182,18 +182,24 @@ class HostRunner:
 
 
 class CpuRunner(HostRunner):
-    """The native CPU kernels of one instruction set. `seed` shuffles the items of work."""
+    """The native CPU kernels of one instruction set. `seed` shuffles the items of work.
 
-    def __init__(self, capability: str, timeout: float = 300.0):
+    "wide" are kernels with vectors like those of AVX-512 but without its instructions, of float32 and bfloat16; a
+    program has either these or AVX-512's.
+    """
+
+    def __init__(self, capability: str, wide: bool, timeout: float = 300.0):
+        self._wide = wide  # what is built
         super().__init__(timeout)
         self._environment["INVOLUTION_CPU_CAPABILITY"] = capability
 
     def _build(self) -> Path:
-        sources = [
-            host_build.HOST / "cpu_runner.cpp",
-            *sorted((host_build.ROOT / "csrc" / "cpu").glob("*.cpp")),
-        ]
-        return host_build.build("cpu_runner", sources)
+        sources = {path.name: path for path in sorted((host_build.ROOT / "csrc" / "cpu").glob("*.cpp"))}
+        if self._wide:
+            sources["kernels_avx512.cpp"] = host_build.HOST / "kernels_wide.cpp"
+        else:
+            sources["no_wide.cpp"] = host_build.HOST / "no_wide.cpp"
+        return host_build.build("cpu_runner", [host_build.HOST / "cpu_runner.cpp", *sources.values()])
 
 
 def _problem(

@@ -208,9 +208,14 @@ def test_capability_is_chosen_by_the_environment() -> None:
     assert "must be one of default, avx2 and avx512, but is 'sse'" in ask("sse").stderr
 
 
-@pytest.fixture(scope="module", params=AVAILABLE)
+# Without AVX-512, kernels as wide take the place of its own.
+WIDE = "avx512" not in AVAILABLE
+WIDE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(scope="module", params=[*AVAILABLE, "wide"] if WIDE else AVAILABLE)
 def runner(request: pytest.FixtureRequest) -> Iterator[CpuRunner]:
-    with CpuRunner(request.param) as runner:
+    with CpuRunner(request.param, WIDE) as runner:
         yield runner
 
 
@@ -247,7 +252,11 @@ def execute(runner: CpuRunner, operation: str, case: Case, seed: int = 0) -> Non
 @sanitized
 @EACH_OPERATION
 @EACH_DTYPE
-def test_geometries_under_sanitizers(runner: CpuRunner, operation: str, dtype: torch.dtype) -> None:
+def test_geometries_under_sanitizers(
+    runner: CpuRunner, request: pytest.FixtureRequest, operation: str, dtype: torch.dtype
+) -> None:
+    if request.node.callspec.params["runner"] == "wide" and dtype not in WIDE_DTYPES:
+        pytest.skip("the wide kernels are compiled for float32 and bfloat16 alone")
     for case in GEOMETRIES.values():
         for layout in ("contiguous", "channels_last"):
             execute(
@@ -260,7 +269,12 @@ def test_geometries_under_sanitizers(runner: CpuRunner, operation: str, dtype: t
 @sanitized
 @EACH_OPERATION
 @pytest.mark.parametrize("axes", [1, 2, 3])
-def test_random_problems_under_sanitizers(runner: CpuRunner, operation: str, axes: int) -> None:
+def test_random_problems_under_sanitizers(
+    runner: CpuRunner, request: pytest.FixtureRequest, operation: str, axes: int
+) -> None:
     rng = random.Random(f"cpu {operation} {axes}")
     for seed in range(25):
-        execute(runner, operation, cases.random_case(rng, axes), seed)
+        case = cases.random_case(rng, axes)
+        if request.node.callspec.params["runner"] == "wide":
+            case = case.with_(dtype=WIDE_DTYPES[seed % 2])
+        execute(runner, operation, case, seed)

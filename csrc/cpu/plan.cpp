@@ -141,16 +141,16 @@ int64_t find_pairing(const AxisPlan& height) {
   return 0;
 }
 
-// From one kernel value of a position to the next; 0 where they are not evenly spaced.
+// From one kernel value of a position to the next; 0 where they are not evenly spaced, or all the same one.
 int64_t find_tap_stride(const Problem& problem) {
-  int64_t stride = 0, next = 0;
+  int64_t points = 1, stride = 1;
   for (int axis = kWidth; axis >= kDepth; --axis) {
     if (problem.kernel[axis] == 1) continue;
-    if (stride == 0) stride = next = problem.w.kernel[axis];
-    if (problem.w.kernel[axis] != next) return 0;
-    next *= problem.kernel[axis];
+    if (points == 1) stride = problem.w.kernel[axis];
+    if (problem.w.kernel[axis] != points * stride) return 0;
+    points *= problem.kernel[axis];
   }
-  return stride == 0 ? 1 : stride;
+  return stride;
 }
 
 // The kernel, and how much of a group it takes at a time.

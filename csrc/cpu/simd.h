@@ -15,7 +15,9 @@
 
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
-#if defined(INVOLUTION_CPU_AVX512)
+#if defined(INVOLUTION_CPU_VECTOR_BYTES)  // of no instruction set: the compiler takes vectors apart
+constexpr int kVectorBytes = INVOLUTION_CPU_VECTOR_BYTES;
+#elif defined(INVOLUTION_CPU_AVX512)
 constexpr int kVectorBytes = 64;
 #elif defined(INVOLUTION_CPU_AVX2)
 constexpr int kVectorBytes = 32;
@@ -90,7 +92,8 @@ INVOLUTION_INLINE Words broadcast(uint32_t value) { return value - Words{}; }
 // arithmetic.
 template <typename V>
 INVOLUTION_INLINE void keep_in_register(V& value) {
-#if defined(__x86_64__)
+#if defined(INVOLUTION_CPU_VECTOR_BYTES)  // fits no register
+#elif defined(__x86_64__)
   __asm__("" : "+v"(value));
 #elif defined(__aarch64__)
   __asm__("" : "+w"(value));
@@ -371,8 +374,25 @@ INVOLUTION_INLINE void store_as(S* to, const V& value, int64_t count) {
       store_lanes(to, bits_as<Doubles>(_mm512_insertf64x4(_mm512_setzero_pd(), bits_as<__m256d>(value), 0)),
                   count);
     }
+#else
+    __builtin_memcpy(to, &value, count * sizeof(S));
 #endif
   }
+}
+
+// --- One value ---------------------------------------------------------------------------------------------
+
+INVOLUTION_INLINE float load_one(const float* from) { return *from; }
+INVOLUTION_INLINE double load_one(const double* from) { return *from; }
+INVOLUTION_INLINE float load_one(const BFloat16* from) {
+  return bits_as<float>(static_cast<uint32_t>(from->bits) << 16);
+}
+INVOLUTION_INLINE float load_one(const Float16* from) {
+#if defined(INVOLUTION_CPU_AVX512) || defined(INVOLUTION_CPU_AVX2)
+  return _cvtsh_ss(from->bits);
+#else
+  return load_lanes(from, 0, 1)[0];
+#endif
 }
 
 // --- Quads: 16 bytes of a vector
@@ -390,7 +410,9 @@ INVOLUTION_INLINE Quad quad_of(const V& value) {
 #elif defined(INVOLUTION_CPU_AVX2)
   return bits_as<Quad>(_mm256_extracti128_si256(bits_as<__m256i>(value), kIndex));
 #else
-  return bits_as<Quad>(value);
+  Quad quads[kQuads];
+  __builtin_memcpy(quads, &value, sizeof quads);
+  return quads[kIndex];
 #endif
 }
 
@@ -406,8 +428,7 @@ INVOLUTION_INLINE void load_quad(const T* from, float* to) {
   const __m128i wide = widen_quad(T{}, four);
   __builtin_memcpy(to, &wide, 16);
 #else
-  const Floats wide = load(from);
-  __builtin_memcpy(to, &wide, 16);
+  for (int i = 0; i < 4; ++i) to[i] = load_one(from + i);
 #endif
 }
 
@@ -432,21 +453,6 @@ INVOLUTION_INLINE void store_apart(T* to, int64_t pitch, const Floats& value, in
     const uint64_t quad = quads[i];
     __builtin_memcpy(to + i * pitch, &quad, sizeof quad);
   }
-}
-
-// --- One value ---------------------------------------------------------------------------------------------
-
-INVOLUTION_INLINE float load_one(const float* from) { return *from; }
-INVOLUTION_INLINE double load_one(const double* from) { return *from; }
-INVOLUTION_INLINE float load_one(const BFloat16* from) {
-  return bits_as<float>(static_cast<uint32_t>(from->bits) << 16);
-}
-INVOLUTION_INLINE float load_one(const Float16* from) {
-#if defined(INVOLUTION_CPU_AVX512) || defined(INVOLUTION_CPU_AVX2)
-  return _cvtsh_ss(from->bits);
-#else
-  return load_lanes(from, 0, 1)[0];
-#endif
 }
 
 }  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE

@@ -3,6 +3,7 @@
 // Every item of work runs by itself, in a shuffled order, with scratch of just the size that the plan asks
 // for and poisoned beforehand: whatever depends on another item, or reads what nobody wrote, shows.
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <random>
@@ -13,7 +14,20 @@
 #include "serve.h"
 
 namespace involution::host {
+
+cpu::Kernels wide_kernels();  // kernels_wide.cpp; without a name if these were not compiled
+
 namespace {
+
+// Those that INVOLUTION_CPU_CAPABILITY names, of the library or `wide`.
+const cpu::Kernels& chosen_kernels() {
+  static const cpu::Kernels wide = wide_kernels();
+  const char* wanted = std::getenv("INVOLUTION_CPU_CAPABILITY");
+  if (wanted != nullptr && wide.name != nullptr && wide.name == std::string(wanted)) return wide;
+  const cpu::Choice& choice = cpu::chosen_kernels();
+  if (choice.kernels == nullptr) reject(choice.error);
+  return *choice.kernels;
+}
 
 constexpr std::align_val_t kScratchAlignment{64};
 
@@ -25,15 +39,15 @@ cpu::RunItems kernel_of(const cpu::Kernels& kernels, BFloat16) { return kernels.
 template <typename T>
 std::int64_t execute(const Request& request, const GuardedBuffer& a, const GuardedBuffer& b,
                      GuardedBuffer& out, std::string* text) {
-  const cpu::Choice& choice = cpu::chosen_kernels();
-  if (choice.kernels == nullptr) reject(choice.error);
+  const cpu::Kernels& kernels = chosen_kernels();
+  const cpu::RunItems run = kernel_of(kernels, T{});
+  if (run == nullptr) reject("these kernels were not compiled for this type");
   const std::int64_t accumulate_bytes = std::max<std::int64_t>(4, sizeof(T));
   std::mt19937_64 random(static_cast<std::uint64_t>(request.seed));
   const std::int64_t threads = 1 + static_cast<std::int64_t>(random() % 64);
-  const cpu::Plan plan =
-      cpu::make_plan(static_cast<Operation>(request.operation), request.problem, accumulate_bytes,
-                     choice.kernels->vector_bytes / accumulate_bytes, threads);
-  *text = std::string(choice.kernels->name) + ", " + std::to_string(plan.items) + " items";
+  const cpu::Plan plan = cpu::make_plan(static_cast<Operation>(request.operation), request.problem,
+                                        accumulate_bytes, kernels.vector_bytes / accumulate_bytes, threads);
+  *text = std::string(kernels.name) + ", " + std::to_string(plan.items) + " items";
 
   std::vector<std::int64_t> order;
   for (std::int64_t item = 0; item < plan.items; ++item) order.push_back(item);
@@ -42,7 +56,7 @@ std::int64_t execute(const Request& request, const GuardedBuffer& a, const Guard
   for (const std::int64_t item : order) {
     auto* scratch = static_cast<unsigned char*>(::operator new(bytes, kScratchAlignment));
     std::memset(scratch, 0xff, bytes);  // a NaN wherever nothing is written
-    kernel_of(*choice.kernels, T{})(plan, a.data(), b.data(), out.data(), item, item + 1, scratch);
+    run(plan, a.data(), b.data(), out.data(), item, item + 1, scratch);
     ::operator delete(scratch, kScratchAlignment);
   }
   return 0;
