@@ -159,7 +159,8 @@ def compiled_parts(decision: Decision) -> tuple[list[Extension], dict]:
     write_build_info(build_folder, str(torch.__version__), decision, described)
 
     os.chdir(ROOT)
-    sources = sorted({*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")} - {"csrc/python.cpp"})
+    # The CPU kernels take longest, so that they are begun first.
+    sources = sorted(glob("csrc/cpu/*.cpp")) + sorted({*glob("csrc/*.cpp")} - {"csrc/python.cpp"})
     make_extension = cpp_extension.CppExtension
     # No -std: each torch passes the standard that its headers need. No fast-math.
     flags = {"cxx": ["-O3", "-g0", *threading_flags()]}

@@ -58,8 +58,9 @@ struct LinkedRow {
   int64_t depth, height;                // rows of the source from the first row of results to this one
   int64_t source_depth, source_height;  // how many exist
   int64_t top;                          // the highest of the links
-  int64_t next;  // to the kernel values of the next position along the height; 0 if these are in the cache
-  bool adds = false;  // to what is there already
+  int64_t next;         // to the kernel values of the next position along the height, if there is one
+  bool cached = false;  // the kernel values are in the cache
+  bool adds = false;    // to what is there already
 };
 
 template <int kTaps, bool kAll, int kResults, int kVectors, typename S>
@@ -72,10 +73,10 @@ INVOLUTION_INLINE void add_chain(const LinkedRow<S>& row, const Link& link, int6
   if (advance == 1) {  // the same results of the next row
 #pragma GCC unroll 8
     for (int i = 0; i < kTaps; ++i) __builtin_prefetch(weights + i * (1 + turn) + row.ahead);
-  } else if (row.next != 0) {
-    // Positions whose kernel values lie together, in a row that no result has met yet: of all values, those
-    // that results of rows to come will meet among them.
-    const S* unmet = weights + (row.top + 1 - link.height) * row.next;
+  } else if (!row.cached) {
+    // Positions whose kernel values lie together, in a row that no result has met yet, or, of a single row,
+    // the next ones: of all values, those that results of rows to come will meet among them.
+    const S* unmet = weights + (row.next != 0 ? (row.top + 1 - link.height) * row.next : kResults * advance);
 #pragma GCC unroll 16
     for (int p = 0; p < kResults; ++p) __builtin_prefetch(unmet + p * advance, 0, 2);
   }
@@ -469,7 +470,8 @@ void gather_channels_item(const Plan& plan, const Item& item, const Item* next_i
                            transposed ? depth.source : INT64_MAX,
                            transposed ? height.source : INT64_MAX,
                            links.top,
-                           found.space[kHeight]};
+                           found.space[kHeight],
+                           widens_points};
           const T* values = weights + g * weight_strides.group + shift;
           if (widens_points) {
             widen_points(first_values + g * weight_strides.group + shift, weight_strides.space[kWidth],

@@ -167,9 +167,9 @@ void choose_form(Plan& plan, int64_t lanes, int64_t quad) {
     const bool full = 4 * channels >= 3 * quad && channels <= kMostQuadChannels;
     if (full && plan.tap_stride != 0 && (plan.tap_stride == 1 || !long_rows)) plan.form = Form::kQuads;
   } else if (4 * channels >= 3 * lanes) {  // channels that fill vectors make better ones than the width
-    // With a stride, the sums would come and go for a few kernel points each.
-    const bool scatters = plan.operation == Operation::kTranspose && plan.tap_stride == 1 &&
-                          plan.points > 1 && height.phases == 1 && width.phases == 1;
+    // With a stride, the sums would come and go for a few kernel points each; a single row meets no other.
+    const bool rows_meet = depth.kernel * height.kernel > 1 && height.phases == 1 && width.phases == 1;
+    const bool scatters = plan.operation == Operation::kTranspose && plan.tap_stride == 1 && rows_meet;
     plan.form = scatters ? Form::kScatter : Form::kPixels;
   }
   if (plan.form == Form::kRows) {

@@ -96,6 +96,7 @@ void scatter_item(const Plan& plan, const Item& item, const T* source, const T* 
           row.source_depth = row.source_height = INT64_MAX;
           row.advance = advance;
           row.adds = true;
+          row.cached = kWidens;
           if constexpr (kWidens) {
             widen_points(values + first * weight_strides.space[kWidth], weight_strides.space[kWidth],
                          weight_strides.space[kHeight], count, points, widened, plan.sums_pitch);

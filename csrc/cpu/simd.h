@@ -428,7 +428,12 @@ INVOLUTION_INLINE void load_quad(const T* from, float* to) {
   const __m128i wide = widen_quad(T{}, four);
   __builtin_memcpy(to, &wide, 16);
 #else
-  for (int i = 0; i < 4; ++i) to[i] = load_one(from + i);
+  if constexpr (kQuads == 1) {
+    const Floats wide = load(from);
+    __builtin_memcpy(to, &wide, 16);
+  } else {
+    for (int i = 0; i < 4; ++i) to[i] = load_one(from + i);
+  }
 #endif
 }
 
