@@ -242,32 +242,26 @@ class LinkList {
     }
   }
 
-  // For a row of the source by itself, whose kernel values are `advance` apart, and 1 from tap to tap. Those
-  // with phase w along the width have the list w.
+  // For a row of the source by itself, with kernel values `advance` apart from position to position and 1
+  // from tap to tap: the list 0.
   template <int kMost>
-  void collect_row(int64_t width_phases, int64_t advance) {
+  void collect_row(int64_t advance) {
     const AxisPlan& width = plan_.axis[kWidth];
-    int64_t count = 0;
-    for (int64_t w = 0; w < width_phases; ++w) {
-      const int64_t length = (item_.count[kWidth] - w + width.phases - 1) / width.phases;
-      Links& list = lists[w] = {count, count, 0, length, length, best_block<kMost>(length), 0};
-      for (int64_t c = 0; c < width.chain_count; ++c) {
-        const Chain& chain = width.chain[c];
-        if (chain.first.phase != w) continue;
-        const int64_t position = chain.first.position + item_.tile[kWidth] * width.shift;
-        Link& link = links[list.end++];
-        link = {chain.kernel + position * advance,
-                chain.kernel_step,
-                chain.first.slot * plan_.pixel_pitch,
-                chain.count,
-                -position,
-                width.source - position,
-                0,
-                0};
-        list.all_from = larger(list.all_from, link.first);
-        list.all_to = smaller(list.all_to, link.last - link.count + 1);
-      }
-      count = list.end;
+    const int64_t length = item_.count[kWidth];
+    Links& list = lists[0] = {0, 0, 0, length, length, best_block<kMost>(length), 0};
+    for (int64_t c = 0; c < width.chain_count; ++c) {
+      const Chain& chain = width.chain[c];
+      const int64_t position = chain.first.position + item_.tile[kWidth] * width.shift;
+      links[list.end++] = {chain.kernel + position * advance,
+                           chain.kernel_step,
+                           chain.first.slot * plan_.pixel_pitch,
+                           chain.count,
+                           -position,
+                           width.source - position,
+                           0,
+                           0};
+      list.all_from = larger(list.all_from, -position);
+      list.all_to = smaller(list.all_to, width.source - position - chain.count + 1);
     }
   }
 

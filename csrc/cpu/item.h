@@ -128,8 +128,8 @@ INVOLUTION_INLINE void for_each_row(const Plan& plan, const Item& item, const Vi
   for (SourceRows rows(plan, item); rows.next();) visit(rows.slot, rows.exists, rows.depth, rows.height);
 }
 
-// `count` positions of some channels will be read, or written.
-template <bool kWrite = false, typename T>
+// `count` positions of some channels will be read.
+template <typename T>
 INVOLUTION_INLINE void expect(const T* from, const ActivationStrides& strides, int64_t count,
                               int64_t channels) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
@@ -137,7 +137,7 @@ INVOLUTION_INLINE void expect(const T* from, const ActivationStrides& strides, i
   const int64_t runs = along_width ? channels : count, run = along_width ? count : channels;
   const int64_t pitch = along_width ? strides.channel : strides.space[kWidth];
   for (int64_t r = 0; r < runs; ++r) {
-    for (int64_t i = 0; i < run; i += kLine) __builtin_prefetch(from + r * pitch + i, kWrite);
+    for (int64_t i = 0; i < run; i += kLine) __builtin_prefetch(from + r * pitch + i);
   }
 }
 

@@ -1,11 +1,12 @@
 // The transposed operation where the kernel values of a position lie together, with vectors along the
 // channels:
 //
-//   result[p*stride - padding + k*dilation, c] += weight[p, k] * source[p, c]
+//   result[p - padding + k*dilation, c] += weight[p, k] * source[p, c]
 //
 // channels.h gathers: it would come back to a position's kernel values for every row of results that they
 // reach. Here all are used while a row of the source is at hand, in the order in which they lie in memory,
-// and the rows of results that it reaches are summed in scratch. Along the width it is a gather still.
+// and the rows of results that it reaches are summed in scratch. Along the width it is a gather still. The
+// plan takes this where the stride is 1 along the height and the width.
 #pragma once
 
 #include "channels.h"
@@ -41,13 +42,12 @@ void scatter_item(const Plan& plan, const Item& item, const T* source, const T* 
   const int64_t points = height.kernel * width.kernel;
   const int64_t advance = kWidens ? plan.sums_pitch : weight_strides.space[kWidth];
   LinkList list(plan, item, weight_strides, scratch);
-  const int64_t phases = smaller(width.phases, item.count[kWidth]);
-  list.template collect_row<kMostResults<kVectors>>(phases, advance);
+  list.template collect_row<kMostResults<kVectors>>(advance);
+  const Links& links = list.lists[0];
 
   // A row of the source reaches the results from lowest(row) on, a dilation apart.
-  const int64_t begin_height = item.first[kHeight], results = item.count[kHeight];
-  const int64_t stride = height.phases, dilation = problem.dilation[kHeight];
-  const auto lowest = [&](int64_t row) { return row * stride - problem.padding[kHeight] - begin_height; };
+  const int64_t results = item.count[kHeight], dilation = problem.dilation[kHeight];
+  const auto lowest = [&](int64_t row) { return row - problem.padding[kHeight] - item.first[kHeight]; };
   const int64_t reach = (height.kernel - 1) * dilation;
   int64_t begin = 0, end = height.source;
   while (begin < end && lowest(begin) + reach < 0) ++begin;
@@ -92,6 +92,8 @@ void scatter_item(const Plan& plan, const Item& item, const T* source, const T* 
           stage_pixel_rows(plan, item, row_source + g * problem.channels_per_group * from.channel, 1, pixels);
           const T* values = row_weights + g * weight_strides.group;
           LinkedRow<S> row{};
+          row.links = list.links;
+          row.count = links.end;
           row.source = pixels;
           row.source_depth = row.source_height = INT64_MAX;
           row.advance = advance;
@@ -111,13 +113,7 @@ void scatter_item(const Plan& plan, const Item& item, const T* source, const T* 
             } else {
               row.weights = values + kh * weight_strides.kernel[kHeight];
             }
-            for (int64_t phase = 0; phase < phases; ++phase) {
-              const Links& links = list.lists[phase];
-              row.links = list.links + links.begin;
-              row.count = links.end - links.begin;
-              gather_row<kVectors>(row, links, row_of(g, reached) + phase * pitch, width.phases * pitch,
-                                   pitch);
-            }
+            gather_row<kVectors>(row, links, row_of(g, reached), pitch, pitch);
           }
         }
         // What rows to come reach no more.
