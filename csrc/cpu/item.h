@@ -1,6 +1,7 @@
 // What an item of work is, and its source in scratch: zero-padded, widened, channels apart.
 #pragma once
 
+#include "fetch.h"
 #include "plan.h"
 #include "transpose.h"
 
@@ -128,16 +129,22 @@ INVOLUTION_INLINE void for_each_row(const Plan& plan, const Item& item, const Vi
   for (SourceRows rows(plan, item); rows.next();) visit(rows.slot, rows.exists, rows.depth, rows.height);
 }
 
-// `count` positions of some channels will be read.
+// `count` positions of some channels, at once or as part of a queue.
 template <typename T>
 INVOLUTION_INLINE void expect(const T* from, const ActivationStrides& strides, int64_t count,
                               int64_t channels) {
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   const bool along_width = strides.space[kWidth] == 1;
   const int64_t runs = along_width ? channels : count, run = along_width ? count : channels;
   const int64_t pitch = along_width ? strides.channel : strides.space[kWidth];
-  for (int64_t r = 0; r < runs; ++r) {
-    for (int64_t i = 0; i < run; i += kLine) __builtin_prefetch(from + r * pitch + i);
+  for (int64_t r = 0; r < runs; ++r) expect_run(from + r * pitch, run);
+}
+template <typename T>
+INVOLUTION_INLINE void expect(const T* from, const ActivationStrides& strides, int64_t count,
+                              int64_t channels, FetchQueue& queue) {
+  if (strides.space[kWidth] == 1) {
+    queue.add(from, channels, strides.channel, count);
+  } else {
+    queue.add(from, count, strides.space[kWidth], strides.channel == 1 ? channels : 1);
   }
 }
 

@@ -26,11 +26,10 @@ INVOLUTION_INLINE void run_item(const Plan& plan, Item& item, const Item* next, 
       }
       break;
     case Form::kPixels:
-      stage_pixels(plan, item, a, staged);
       if (plan.pixel_pitch == kLanes<T>) {
-        gather_channels_item<1>(plan, item, next, b, out, ahead, scratch);
+        PixelGather<1, T>(plan, item, next, a, b, out, scratch).run(ahead);
       } else {
-        gather_channels_item<2>(plan, item, next, b, out, ahead, scratch);
+        PixelGather<2, T>(plan, item, next, a, b, out, scratch).run(ahead);
       }
       break;
     case Form::kScatter:

@@ -137,4 +137,75 @@ void stage_pixels(const Plan& plan, const Item& item, const T* source, Sum<T>* s
   finish();
 }
 
+// Rows of the source that are staged when a row of results first meets them, in place of rows that are met no
+// more.
+template <typename T>
+class RollingSource {
+ public:
+  // `held` has room for the rows of every plane.
+  RollingSource(const Plan& plan, const Item& item, const T* source, Sum<T>* staged, int64_t* held)
+      : plan_(plan), item_(item), strides_(plan.source_strides()), staged_(staged), held_(held) {
+    const AxisPlan& width = plan.axis[kWidth];
+    const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
+    const int64_t shift = item.tile[kWidth] * width.shift;
+    source_ = source + item.batch * strides_.batch + channel * strides_.channel;
+    first_ = larger(0, width.lowest + shift);
+    count_ = larger(0, smaller(width.source, width.highest + 1 + shift) - first_);
+    for (int64_t i = 0; i < plan.axis[kDepth].slots * plan.rolling; ++i) held_[i] = kNothing;
+  }
+
+  // The place of the row (depth, height), whose plane has the slot `plane`; it is staged if it is not there.
+  INVOLUTION_INLINE int64_t stage(int64_t plane, int64_t depth, int64_t height) {
+    const int64_t place = place_of(plane, height);
+    if (held_[place] != height) {
+      held_[place] = height;
+      stage_at(place, depth, height);
+    }
+    return place;
+  }
+
+  // The same row will be staged next.
+  INVOLUTION_INLINE void fetch(int64_t plane, int64_t depth, int64_t height, FetchQueue& fetches) const {
+    if (!exists(depth, height) || held_[place_of(plane, height)] == height) return;
+    const int64_t channels = item_.channels + (item_.groups - 1) * plan_.problem.channels_per_group;
+    expect(row_at(depth, height) + first_ * strides_.space[kWidth], strides_, count_, channels, fetches);
+  }
+
+ private:
+  static constexpr int64_t kNothing = INT64_MIN;
+
+  INVOLUTION_INLINE int64_t place_of(int64_t plane, int64_t height) const {
+    const int64_t left = height % plan_.rolling;
+    return plane * plan_.rolling + (left < 0 ? left + plan_.rolling : left);
+  }
+  INVOLUTION_INLINE bool exists(int64_t depth, int64_t height) const {
+    return depth >= 0 && depth < plan_.axis[kDepth].source && height >= 0 &&
+           height < plan_.axis[kHeight].source;
+  }
+  INVOLUTION_INLINE const T* row_at(int64_t depth, int64_t height) const {
+    return source_ + depth * strides_.space[kDepth] + height * strides_.space[kHeight];
+  }
+
+  void stage_at(int64_t place, int64_t depth, int64_t height) {
+    const int64_t slots = plan_.axis[kWidth].slots, pitch = plan_.pixel_pitch;
+    for (int64_t g = 0; g < item_.groups; ++g) {
+      Sum<T>* to = staged_ + g * plan_.group_pitch + place * slots * pitch;
+      if (!exists(depth, height) || count_ == 0) {
+        zero_pixels(to, slots, pitch);
+      } else {
+        const T* group = row_at(depth, height) + g * plan_.problem.channels_per_group * strides_.channel;
+        stage_pixel_rows(plan_, item_, group, 1, to);
+      }
+    }
+  }
+
+  const Plan& plan_;
+  const Item& item_;
+  const ActivationStrides& strides_;
+  Sum<T>* const staged_;
+  int64_t* const held_;  // the height of the row in every place
+  const T* source_;
+  int64_t first_, count_;  // positions along the width that are staged
+};
+
 }  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE

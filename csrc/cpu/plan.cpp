@@ -104,7 +104,7 @@ void chain_runs(AxisPlan& plan) {
     }
     for (int64_t count; begin < end; begin += count) {
       count = end - begin;
-      count = count >= 7 ? 7 : count == 6 ? 3 : count;
+      count = count >= 7 ? 7 : count == 6 ? 3 : count == 5 ? 4 : count == 2 ? 1 : count;
       plan.chains.push_back({runs[order[begin]], order[begin], kernel_step, count});
     }
   }
@@ -185,6 +185,16 @@ void choose_form(Plan& plan, int64_t lanes, int64_t quad) {
   plan.channel_blocks = divide_up(channels, plan.channels);
 }
 
+// Of a plane, the rows between the first and the last that a row of results meets.
+int64_t rows_met(const AxisPlan& height) {
+  int64_t lowest = height.runs.front().position, highest = lowest;
+  for (const Run& run : height.runs) {
+    lowest = std::min(lowest, run.position);
+    highest = std::max(highest, run.position);
+  }
+  return highest - lowest + (height.phases > 1 ? 2 : 1);
+}
+
 // Tiles of `rows` results along the height, or fewer, until what is staged fits; false if that takes so few
 // that most of it is halo.
 bool cut_rows(Plan& plan, int64_t rows, int64_t accumulate_bytes) {
@@ -205,12 +215,15 @@ bool cut_rows(Plan& plan, int64_t rows, int64_t accumulate_bytes) {
       const int64_t reach = (height.kernel - 1) * plan.problem.dilation[kHeight] + 1;
       plan.rows_summed = depth.kernel > 1 ? height.tile : std::min(height.tile, reach);
       plan.channel_pitch = plan.rows_summed * width.tile;
+    } else if (plan.rolling > 0) {
+      plan.channel_pitch = depth.slots * plan.rolling * width.slots;
     }
     plan.group_pitch = (plan.form == Form::kRows ? plan.channels : plan.pixel_pitch) * plan.channel_pitch;
     const int64_t most = plan.form == Form::kRows ? kStagedBytes : kStagedPixelBytes;
     if (rows == 1 || plan.groups * plan.group_pitch * accumulate_bytes <= most) break;
   }
-  return plan.form == Form::kScatter || height.tiles == 1 || height.slots <= 2 * height.tile * height.step;
+  const bool stages_all = plan.form != Form::kScatter && plan.rolling == 0;
+  return !stages_all || height.tiles == 1 || height.slots <= 2 * height.tile * height.step;
 }
 
 // As many rows as fit, so that few of the halo's are staged twice, unless threads would go without work.
@@ -235,6 +248,8 @@ void cut_items(Plan& plan, int64_t accumulate_bytes, int64_t threads) {
     return cut_rows(plan, rows, accumulate_bytes);
   };
   plan.groups_innermost = groups_together;
+  // Rows with the channels apart are staged together, as many as fill vectors.
+  if (plan.form == Form::kPixels && plan.source_strides().space[kWidth] != 1) plan.rolling = rows_met(height);
   const bool together = groups_together && plan.form != Form::kRows && plan.channel_blocks == 1;
   if (!together || !cut(problem.groups)) cut(1);
   // Sums of rows need no halo, but have to stay in the cache.
@@ -259,8 +274,8 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
   plan.sums_pitch = round_up(plan.points, quads ? kQuadBytes / accumulate_bytes : lanes);
   const int64_t positions = std::max(plan.row_pitch, width.slots);
   const int64_t values = rows ? rows_together * taps * plan.row_pitch : plan.sums_pitch * positions;
-  const int64_t results =
-      rows ? rows_together * plan.channels * plan.row_pitch : plan.pixel_pitch * (positions + lanes);
+  const int64_t results = rows ? rows_together * plan.channels * plan.row_pitch
+                               : plan.groups * plan.pixel_pitch * (positions + lanes);
 
   plan.weight_offset = aligned(plan.groups * plan.group_pitch * accumulate_bytes + kCacheLine);
   plan.result_offset = plan.weight_offset + aligned((values + lanes) * accumulate_bytes);
@@ -271,8 +286,12 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
     list = plan.points * static_cast<int64_t>(sizeof(int64_t));
     lists = 0;
   } else if (!rows) {
-    list = 2 * taps * kLinkBytes;  // links of the item, and of a row
-    lists = std::min(height.phases, height.result) * std::min(width.phases, width.result) * kLinksBytes;
+    // Links of an item, and of a row of staged kernel values; and which rows are staged, or targets.
+    list = 2 * depth.kernel * height.kernel * kRowLinkBytes;
+    list += plan.form == Form::kScatter ? height.kernel * kTargetBytes
+                                        : depth.slots * plan.rolling * static_cast<int64_t>(sizeof(int64_t));
+    lists = std::min(width.phases, width.result) * kPhaseBytes +
+            2 * static_cast<int64_t>(width.chains.size()) * kTapChainBytes;
   }
   plan.stretch_offset = plan.tap_offset + aligned(list);
   plan.scratch_bytes = plan.stretch_offset + aligned(lists);

@@ -44,9 +44,11 @@ struct Chain {
   int64_t count;
 };
 
-// Sizes of what channels.h keeps of a chain, and of the chains of a row, in scratch.
-constexpr int64_t kLinkBytes = 64;
-constexpr int64_t kLinksBytes = 56;
+// Sizes of what links.h keeps of a row of the source, of a chain and of the chains of a phase, in scratch.
+constexpr int64_t kRowLinkBytes = 16;
+constexpr int64_t kTapChainBytes = 48;
+constexpr int64_t kPhaseBytes = 32;
+constexpr int64_t kTargetBytes = 24;
 
 struct AxisPlan {
   AxisPlan() = default;
@@ -100,6 +102,7 @@ struct Plan {
   int64_t quads;           // of a pixel
   int64_t sums_pitch;      // elements of a position's kernel points in scratch that has them side by side
   int64_t rows_summed;     // of results at a time, if they are scattered
+  int64_t rolling;         // rows of a plane of the source that are kept, if they are staged as they are met
   int64_t row_pitch;       // elements of a row of scratch that holds a tile's width
   int64_t points;          // of the kernel
   int64_t tap_stride;  // from one kernel value of a position to the next, where all are evenly spaced; or 0

@@ -41,17 +41,23 @@ void scatter_item(const Plan& plan, const Item& item, const T* source, const T* 
   const int64_t count = larger(0, smaller(width.source, width.highest + 1 + shift) - first);
   const int64_t points = height.kernel * width.kernel;
   const int64_t advance = kWidens ? plan.sums_pitch : weight_strides.space[kWidth];
-  LinkList list(plan, item, weight_strides, scratch);
-  list.template collect_row<kMostResults<kVectors>>(advance);
-  const Links& links = list.lists[0];
+  WeightStrides found = weight_strides;
+  found.space[kWidth] = advance;
+  RowLinks links(plan, item, found, scratch);
+  links.collect(best_block<S, kVectors>);
+  Target* const targets = reinterpret_cast<Target*>(links.rest);
+  // Kernel values in place are met by all groups block by block: they may lie together.
+  const int64_t groups = kWidens ? 1 : item.groups;
+  constexpr int64_t kBlocksAhead = 2;
+  Fetches fetches;
 
   // A row of the source reaches the results from lowest(row) on, a dilation apart.
   const int64_t results = item.count[kHeight], dilation = problem.dilation[kHeight];
   const auto lowest = [&](int64_t row) { return row - problem.padding[kHeight] - item.first[kHeight]; };
   const int64_t reach = (height.kernel - 1) * dilation;
-  int64_t begin = 0, end = height.source;
-  while (begin < end && lowest(begin) + reach < 0) ++begin;
-  while (begin < end && lowest(end - 1) >= results) --end;
+  int64_t top = 0, bottom = height.source;
+  while (top < bottom && lowest(top) + reach < 0) ++top;
+  while (top < bottom && lowest(bottom - 1) >= results) --bottom;
 
   const auto row_of = [&](int64_t g, int64_t h) {
     return sums + g * plan.group_pitch + h % plan.rows_summed * row_pitch;
@@ -81,40 +87,49 @@ void scatter_item(const Plan& plan, const Item& item, const T* source, const T* 
       const int64_t plane = plane_of(kd);
       if (plane < 0) continue;
       --left;
-      for (int64_t p = begin; p < end; ++p) {
+      for (int64_t p = top; p < bottom; ++p) {
         const T* row_source = source + plane * from.space[kDepth] + p * from.space[kHeight];
         const T* row_weights = weights + plane * weight_strides.space[kDepth] +
                                p * weight_strides.space[kHeight] + kd * weight_strides.kernel[kDepth];
-        if (p + 1 < end)
+        fetches.row.clear();
+        if (p + 1 < bottom)
           expect(row_source + from.space[kHeight] + first * from.space[kWidth], from, count,
-                 item.channels + (item.groups - 1) * problem.channels_per_group);
-        for (int64_t g = 0; g < item.groups; ++g) {
-          stage_pixel_rows(plan, item, row_source + g * problem.channels_per_group * from.channel, 1, pixels);
+                 item.channels + (item.groups - 1) * problem.channels_per_group, fetches.row);
+        fetches.row.start(links.blocks() * item.groups / groups);
+        Target* target = targets;
+        for (int64_t kh = 0; kh < height.kernel; ++kh) {
+          const int64_t reached = lowest(p) + kh * dilation, link = target - targets;
+          if (reached < 0 || reached >= results) continue;
+          links.rows[link] = {kh * (kWidens ? width.kernel : weight_strides.kernel[kHeight]), 0};
+          *target++ = {row_of(0, reached) - sums, link, link + 1};
+        }
+        for (int64_t g = 0; g < item.groups; g += groups) {
+          for (int64_t i = 0; i < groups; ++i)
+            stage_pixel_rows(plan, item, row_source + (g + i) * problem.channels_per_group * from.channel, 1,
+                             pixels + i * width.slots * pitch);
           const T* values = row_weights + g * weight_strides.group;
-          LinkedRow<S> row{};
-          row.links = list.links;
-          row.count = links.end;
-          row.source = pixels;
-          row.source_depth = row.source_height = INT64_MAX;
-          row.advance = advance;
-          row.adds = true;
-          row.cached = kWidens;
+          LinkedRow<S> row{links.rows,
+                           links.chains,
+                           links.phases[0],
+                           targets,
+                           target - targets,
+                           nullptr,
+                           weight_strides.group,
+                           advance,
+                           pixels,
+                           width.slots * pitch,
+                           groups,
+                           kWidens ? Expected::kNone : Expected::kPositions,
+                           kBlocksAhead * links.phases[0].block * advance,
+                           true};
           if constexpr (kWidens) {
             widen_points(values + first * weight_strides.space[kWidth], weight_strides.space[kWidth],
                          weight_strides.space[kHeight], count, points, widened, plan.sums_pitch);
+            row.weights = widened - first * advance;
           } else {
-            row.next = weight_strides.space[kHeight];
+            row.weights = values;
           }
-          for (int64_t kh = 0; kh < height.kernel; ++kh) {
-            const int64_t reached = lowest(p) + kh * dilation;
-            if (reached < 0 || reached >= results) continue;
-            if constexpr (kWidens) {
-              row.weights = widened + kh * width.kernel - first * advance;
-            } else {
-              row.weights = values + kh * weight_strides.kernel[kHeight];
-            }
-            gather_row<kVectors>(row, links, row_of(g, reached), pitch, pitch);
-          }
+          sum_row<kVectors>(row, RowResults<S>{row_of(g, 0), plan.group_pitch, pitch, pitch}, fetches);
         }
         // What rows to come reach no more.
         if (left == 0) finish(smaller(results, larger(finished, lowest(p + 1))));
