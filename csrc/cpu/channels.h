@@ -86,7 +86,7 @@ class PixelGather {
         found_(found_strides()),
         links_(plan, item, found_, scratch),
         staged_(reinterpret_cast<S*>(scratch)),
-        rolling_(plan, item, source, staged_, reinterpret_cast<int64_t*>(links_.rest)),
+        rolling_(plan, item, source, reinterpret_cast<int64_t*>(links_.rest)),
         values_(reinterpret_cast<S*>(scratch + plan.weight_offset)),
         results_(reinterpret_cast<S*>(scratch + plan.result_offset)),
         weights_(group_weights(plan, item, weights)),
@@ -179,7 +179,8 @@ class PixelGather {
       return;
     }
     links_.meet_rows(d, h, [&](const Meeting& plane, const Meeting& row) {
-      return rolling_.stage(plane.slot, plane.position, row.position);
+      return rolling_.find(plane.slot, plane.position, row.position,
+                           [&](int64_t place, const T* from) { stage_row(place, from); });
     });
     fetches_.row.clear();
     if (h + 1 == item_.count[kHeight]) return;
@@ -187,6 +188,20 @@ class PixelGather {
       rolling_.fetch(plane.slot, plane.position, row.position, fetches_.row);
     });
     fetches_.row.start(links_.blocks());
+  }
+
+  // A row of all groups, or zeros.
+  void stage_row(int64_t place, const T* from) {
+    const int64_t slots = plan_.axis[kWidth].slots, pitch = plan_.pixel_pitch;
+    const int64_t group_stride = plan_.problem.channels_per_group * plan_.source_strides().channel;
+    for (int64_t g = 0; g < item_.groups; ++g) {
+      S* to = staged_ + g * plan_.group_pitch + place * slots * pitch;
+      if (from == nullptr) {
+        zero_pixels(to, slots, pitch);
+      } else {
+        stage_pixel_rows(plan_, item_, from + g * group_stride, 1, to);
+      }
+    }
   }
 
   // The row (d, h) of some groups' results, to `to` or to `results`.

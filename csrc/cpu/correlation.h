@@ -10,14 +10,16 @@ namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
 // Taps at a time: eight multiply-adds under way hide each other's latency.
 constexpr int kMostTaps = 8;
-constexpr int kMostPairedTaps = kBlock / 2;
+constexpr int64_t kShortRow = 32;
+constexpr int kMostPairedTaps = kRegisters < 32 ? (kRegisters - 4) / 2 : kMostTaps;
 
 // Where the sums of a row go: to memory where they follow each other there and are not narrowed, else to
 // `sums`, one row of `pitch` for each tap, which also holds the sums of earlier channels.
 template <typename S>
 struct Correlation {
-  const S* query;  // rows of `pitch`, channel by channel and for each row of results
-  int64_t query_row;
+  const S* query;       // read in whole vectors
+  int64_t query_pitch;  // from channel to channel
+  int64_t query_row;    // and from row to row of results
   const S* key;
   int64_t key_pitch;
   int64_t channels;
@@ -64,7 +66,7 @@ INVOLUTION_INLINE void correlate_vector(const Correlation<S>& all, const Tap* ta
 #pragma GCC unroll 2
       for (int r = 0; r < kRows; ++r) sum[r][t] += value[r] * other;
     }
-    query += all.pitch;
+    query += all.query_pitch;
     offset += all.key_pitch;
   }
 #pragma GCC unroll 2
@@ -161,18 +163,27 @@ INVOLUTION_INLINE void write_sums(const TapList& list, int row, const Sum<T>* su
 // `key` and `weights` are those of the rows at hand; the list's taps begin there.
 template <typename T>
 INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, int64_t rows, const TapList& list,
-                                    const T* query, const Sum<T>* key, T* weights, bool last,
-                                    unsigned char* scratch) {
+                                    const T* query, const T* query_end, const Sum<T>* key, T* weights,
+                                    bool last, unsigned char* scratch) {
   using S = Sum<T>;
   S* sums = reinterpret_cast<S*>(scratch + plan.weight_offset);
   S* row_query = reinterpret_cast<S*>(scratch + plan.result_offset);
   const ActivationStrides& strides = plan.problem.y;
   const WeightStrides& weight_strides = plan.problem.w;
   const int64_t pitch = plan.row_pitch;
-  const int64_t query_row = item.channels * pitch;
   const int64_t weight_stride = weight_strides.space[kWidth];
   const int64_t length = item.count[kWidth];
-  for (int64_t row = 0; row < rows; ++row) {
+  const S* in_place = nullptr;
+  if constexpr (sizeof(T) == sizeof(S)) {
+    // Long rows are read at once, and found in the cache. The last vector may read what follows a row, but
+    // nothing outside of the tensor.
+    const int64_t last_row = (rows - 1) * strides.space[kHeight] + (item.channels - 1) * strides.channel;
+    if (strides.space[kWidth] == 1 && length <= kShortRow && query_end - query >= last_row + pitch)
+      in_place = query;
+  }
+  const int64_t query_pitch = in_place != nullptr ? strides.channel : pitch;
+  const int64_t query_row = in_place != nullptr ? strides.space[kHeight] : item.channels * pitch;
+  for (int64_t row = 0; in_place == nullptr && row < rows; ++row) {
     S* to = row_query + row * query_row;
     for (int64_t c = 0; c < item.channels; ++c) {
       for (int64_t j = length; j < pitch; ++j) to[c * pitch + j] = 0;
@@ -184,11 +195,17 @@ INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, int64_t 
   if constexpr (sizeof(T) == sizeof(S)) {
     if (last && weight_stride == 1) direct = weights;
   }
-  const Correlation<S> all{row_query,     query_row,
-                           key,           plan.channel_pitch,
-                           item.channels, length,
-                           pitch,         item.channel == 0,
-                           direct,        rows * weight_strides.space[kHeight]};
+  const Correlation<S> all{in_place != nullptr ? in_place : row_query,
+                           query_pitch,
+                           query_row,
+                           key,
+                           plan.channel_pitch,
+                           item.channels,
+                           length,
+                           pitch,
+                           item.channel == 0,
+                           direct,
+                           rows * weight_strides.space[kHeight]};
   if (last && weight_stride != 1) {
     for (int row = 0; row < rows; ++row) expect_weights(list, row, weights, weight_stride, length);
   }
@@ -219,6 +236,7 @@ void correlate_item(const Plan& plan, Item& item, const T* query, const T* key, 
   const WeightStrides& weight_strides = plan.problem.w;
   Sum<T>* staged = reinterpret_cast<Sum<T>*>(scratch);
   weights = group_weights(plan, item, weights);
+  const T* const query_end = query + plan.query_extent;
   query += item.batch * strides.batch + item.group * plan.problem.channels_per_group * strides.channel;
   for (int axis = 0; axis < 3; ++axis) query += item.first[axis] * strides.space[axis];
 
@@ -239,7 +257,7 @@ void correlate_item(const Plan& plan, Item& item, const T* query, const T* key, 
           ahead.step();
           expect(from + (together + r) * strides.space[kHeight], strides, item.count[kWidth], item.channels);
         }
-        correlate_at(plan, item, together, list, from,
+        correlate_at(plan, item, together, list, from, query_end,
                      staged + (d * plan.axis[kHeight].slots + h) * plan.axis[kWidth].slots,
                      weights + d * weight_strides.space[kDepth] + h * weight_strides.space[kHeight],
                      block == plan.channel_blocks - 1, scratch);

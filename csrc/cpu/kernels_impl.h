@@ -40,11 +40,10 @@ INVOLUTION_INLINE void run_item(const Plan& plan, Item& item, const Item* next, 
       }
       break;
     case Form::kQuads:
-      stage_quads(plan, item, b, staged);
       if (plan.quads == 4) {
-        correlate_quads_item<4>(plan, item, a, out, ahead, scratch);
+        QuadCorrelation<4, T>(plan, item, a, b, out, scratch).run(ahead);
       } else {
-        correlate_quads_item<0>(plan, item, a, out, ahead, scratch);
+        QuadCorrelation<0, T>(plan, item, a, b, out, scratch).run(ahead);
       }
   }
 }

@@ -12,8 +12,6 @@
 
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
-constexpr int kRegisters = kVectorBytes == 64 ? 32 : 16;
-
 // How many results have their sums in registers, beside a pixel of the source and a kernel value.
 template <int kVectors>
 constexpr int kMostResults = (kRegisters - 1) / kVectors - 1 < 16 ? (kRegisters - 1) / kVectors - 1 : 16;

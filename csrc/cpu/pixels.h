@@ -143,8 +143,8 @@ template <typename T>
 class RollingSource {
  public:
   // `held` has room for the rows of every plane.
-  RollingSource(const Plan& plan, const Item& item, const T* source, Sum<T>* staged, int64_t* held)
-      : plan_(plan), item_(item), strides_(plan.source_strides()), staged_(staged), held_(held) {
+  RollingSource(const Plan& plan, const Item& item, const T* source, int64_t* held)
+      : plan_(plan), item_(item), strides_(plan.source_strides()), held_(held) {
     const AxisPlan& width = plan.axis[kWidth];
     const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
     const int64_t shift = item.tile[kWidth] * width.shift;
@@ -154,17 +154,19 @@ class RollingSource {
     for (int64_t i = 0; i < plan.axis[kDepth].slots * plan.rolling; ++i) held_[i] = kNothing;
   }
 
-  // The place of the row (depth, height), whose plane has the slot `plane`; it is staged if it is not there.
-  INVOLUTION_INLINE int64_t stage(int64_t plane, int64_t depth, int64_t height) {
+  // The place of the row (depth, height), whose plane has the slot `plane`. If it is not there yet,
+  // stage(place, first group's row, or null where there is none) puts it there.
+  template <typename Stage>
+  INVOLUTION_INLINE int64_t find(int64_t plane, int64_t depth, int64_t height, const Stage& stage) {
     const int64_t place = place_of(plane, height);
     if (held_[place] != height) {
       held_[place] = height;
-      stage_at(place, depth, height);
+      stage(place, exists(depth, height) && count_ > 0 ? row_at(depth, height) : nullptr);
     }
     return place;
   }
 
-  // The same row will be staged next.
+  // The same row will be looked for next.
   INVOLUTION_INLINE void fetch(int64_t plane, int64_t depth, int64_t height, FetchQueue& fetches) const {
     if (!exists(depth, height) || held_[place_of(plane, height)] == height) return;
     const int64_t channels = item_.channels + (item_.groups - 1) * plan_.problem.channels_per_group;
@@ -186,23 +188,9 @@ class RollingSource {
     return source_ + depth * strides_.space[kDepth] + height * strides_.space[kHeight];
   }
 
-  void stage_at(int64_t place, int64_t depth, int64_t height) {
-    const int64_t slots = plan_.axis[kWidth].slots, pitch = plan_.pixel_pitch;
-    for (int64_t g = 0; g < item_.groups; ++g) {
-      Sum<T>* to = staged_ + g * plan_.group_pitch + place * slots * pitch;
-      if (!exists(depth, height) || count_ == 0) {
-        zero_pixels(to, slots, pitch);
-      } else {
-        const T* group = row_at(depth, height) + g * plan_.problem.channels_per_group * strides_.channel;
-        stage_pixel_rows(plan_, item_, group, 1, to);
-      }
-    }
-  }
-
   const Plan& plan_;
   const Item& item_;
   const ActivationStrides& strides_;
-  Sum<T>* const staged_;
   int64_t* const held_;  // the height of the row in every place
   const T* source_;
   int64_t first_, count_;  // positions along the width that are staged

@@ -249,7 +249,8 @@ void cut_items(Plan& plan, int64_t accumulate_bytes, int64_t threads) {
   };
   plan.groups_innermost = groups_together;
   // Rows with the channels apart are staged together, as many as fill vectors.
-  if (plan.form == Form::kPixels && plan.source_strides().space[kWidth] != 1) plan.rolling = rows_met(height);
+  const bool rolls = plan.form == Form::kPixels || plan.form == Form::kQuads;
+  if (rolls && plan.source_strides().space[kWidth] != 1) plan.rolling = rows_met(height);
   const bool together = groups_together && plan.form != Form::kRows && plan.channel_blocks == 1;
   if (!together || !cut(problem.groups)) cut(1);
   // Sums of rows need no halo, but have to stay in the cache.
@@ -283,7 +284,7 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
   int64_t list = taps * static_cast<int64_t>(sizeof(Tap));
   int64_t lists = 3 * depth.kernel * static_cast<int64_t>(sizeof(Stretch));
   if (quads) {
-    list = plan.points * static_cast<int64_t>(sizeof(int64_t));
+    list = (plan.points + depth.slots * plan.rolling) * static_cast<int64_t>(sizeof(int64_t));
     lists = 0;
   } else if (!rows) {
     // Links of an item, and of a row of staged kernel values; and which rows are staged, or targets.
@@ -317,6 +318,13 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
   list_slots(width);
   lay_out_scratch(plan, accumulate_bytes, lanes);
 
+  plan.query_extent = 1;
+  if (correlation) {
+    const ActivationStrides& query = problem.y;
+    plan.query_extent +=
+        (problem.batch - 1) * query.batch + (problem.groups * problem.channels_per_group - 1) * query.channel;
+    for (int axis = 0; axis < 3; ++axis) plan.query_extent += (problem.output[axis] - 1) * query.space[axis];
+  }
   plan.items = problem.batch * plan.group_blocks * depth.tiles * height.tiles * width.tiles *
                (correlation ? 1 : plan.channel_blocks);
   plan.multiply_adds = plan.groups * plan.points * std::min(depth.tile, depth.result) *

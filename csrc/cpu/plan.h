@@ -108,6 +108,7 @@ struct Plan {
   int64_t tap_stride;  // from one kernel value of a position to the next, where all are evenly spaced; or 0
   int64_t paired;  // kernel row k of a row of results reads what row k - paired of the next reads; 0: none
   bool groups_innermost;  // kernel values of all groups of a position lie together
+  int64_t query_extent;   // elements of a correlation's query from its first to its last in memory
   int64_t items;
   int64_t multiply_adds;  // of an item, about
 

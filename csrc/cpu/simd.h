@@ -25,8 +25,10 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Sums of one block in registers, of which AVX-512 has 32 and the others (Arm apart) 16.
-constexpr int kBlock = kVectorBytes == 64 ? 16 : 8;
+// AVX-512 has 32, the others (Arm apart) 16.
+constexpr int kRegisters = kVectorBytes == 64 ? 32 : 16;
+// Sums of one block in registers.
+constexpr int kBlock = kRegisters / 2;
 
 constexpr int kFloats = kVectorBytes / 4;
 typedef float Floats __attribute__((vector_size(kVectorBytes)));
@@ -413,6 +415,27 @@ INVOLUTION_INLINE Quad quad_of(const V& value) {
   Quad quads[kQuads];
   __builtin_memcpy(quads, &value, sizeof quads);
   return quads[kIndex];
+#endif
+}
+
+// The first `count` of kQuads quads that lie `pitch` apart, as one vector; the last of them stands in for the
+// others.
+template <typename S>
+INVOLUTION_INLINE Vector<S> load_apart(const S* from, int64_t pitch, int64_t count) {
+  Quad quads[kQuads];
+#pragma GCC unroll 4
+  for (int i = 0; i < kQuads; ++i)
+    __builtin_memcpy(&quads[i], from + (i < count ? i : count - 1) * pitch, sizeof quads[i]);
+#if defined(INVOLUTION_CPU_AVX512)
+  __m512i all = _mm512_castsi128_si512(bits_as<__m128i>(quads[0]));
+  all = _mm512_inserti64x2(all, bits_as<__m128i>(quads[1]), 1);
+  all = _mm512_inserti64x2(all, bits_as<__m128i>(quads[2]), 2);
+  return bits_as<Vector<S>>(_mm512_inserti64x2(all, bits_as<__m128i>(quads[3]), 3));
+#elif defined(INVOLUTION_CPU_AVX2)
+  return bits_as<Vector<S>>(_mm256_inserti128_si256(_mm256_castsi128_si256(bits_as<__m128i>(quads[0])),
+                                                    bits_as<__m128i>(quads[1]), 1));
+#else
+  return bits_as<Vector<S>>(quads);
 #endif
 }
 
