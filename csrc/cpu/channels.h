@@ -21,8 +21,8 @@ INVOLUTION_INLINE void widen_row(const T* from, Sum<T>* to, int64_t count) {
 // Kernel values of `count` positions, widened; `points` of each position lie together. `ahead` are those that
 // will be widened next.
 template <typename T>
-INVOLUTION_INLINE void widen_points(const T* from, int64_t stride, int64_t ahead, int64_t count,
-                                    int64_t points, Sum<T>* to, int64_t pitch) {
+void widen_points(const T* from, int64_t stride, int64_t ahead, int64_t count, int64_t points, Sum<T>* to,
+                  int64_t pitch) {
   for (int64_t i = 0; i < count; ++i) {
     expect_run(from + i * stride + ahead, points);
     widen_row(from + i * stride, to + i * pitch, points);
@@ -32,8 +32,8 @@ INVOLUTION_INLINE void widen_points(const T* from, int64_t stride, int64_t ahead
 // The kernel values of a row, widened: tap after tap, result after result, `pitch` for each. Those that lie
 // `ahead` will be widened next.
 template <typename T>
-INVOLUTION_INLINE void stage_values(const T* weights, int64_t ahead, int64_t pitch, const RowLinks& links,
-                                    Sum<T>* staged, LinkedRow<Sum<T>>& row) {
+void stage_values(const T* weights, int64_t ahead, int64_t pitch, const RowLinks& links, Sum<T>* staged,
+                  LinkedRow<Sum<T>>& row) {
   const int64_t length = row.phase.length, advance = row.advance;
   Sum<T>* to = staged;
   for (int64_t l = 0; l < links.row_count; ++l) {

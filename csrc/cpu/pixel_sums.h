@@ -16,12 +16,12 @@ namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 template <int kVectors>
 constexpr int kMostResults = (kRegisters - 1) / kVectors - 1 < 16 ? (kRegisters - 1) / kVectors - 1 : 16;
 
-// Sizes of blocks of results that there is code for: few for double precision, whose speed matters least.
+// Sizes of blocks of results that there is code for: few for double precision and for short vectors.
 constexpr int kBlocks[] = {16, 14, 8, 7, 6, 5, 4, 1};
 template <typename S, int kVectors>
 constexpr bool has_block(int size) {
   constexpr int kMost = kMostResults<kVectors>;
-  if (sizeof(S) == 8) return size == 4 || size == 1;
+  if (sizeof(S) == 8 || kVectorBytes == 16) return size == 4 || size == 1;
   return size <= kMost && (kMost < 8 || (size != 6 && size != 5));
 }
 

@@ -148,8 +148,8 @@ INVOLUTION_INLINE void zero_quads(S* to, int64_t count) {
 // to[q*to_step + i*kQuad + e] = from[i*stride + (q*kQuad + e)*channel_stride]: `count` positions as quads, of
 // which the last is filled up with zeros.
 template <typename T>
-INVOLUTION_INLINE void copy_quads(const T* from, int64_t stride, int64_t channel_stride, int64_t count,
-                                  int64_t channels, Sum<T>* to, int64_t to_step) {
+void copy_quads(const T* from, int64_t stride, int64_t channel_stride, int64_t count, int64_t channels,
+                Sum<T>* to, int64_t to_step) {
   using S = Sum<T>;
   constexpr int E = kQuad<S>;
   for (int64_t c = 0; c < channels; c += E, to += to_step) {

@@ -68,8 +68,8 @@ INVOLUTION_INLINE void copy_column(const S* from, S* to, int64_t to_pitch, int64
 
 // to[i*to_pitch + j] = from[j*from_pitch + i] for i < rows and j < columns.
 template <typename From, typename To>
-INVOLUTION_INLINE void copy_transposed(const From* from, int64_t from_pitch, To* to, int64_t to_pitch,
-                                       int64_t rows, int64_t columns) {
+void copy_transposed(const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t rows,
+                     int64_t columns) {
   constexpr int kEdge = kLanes<From>;
   // A square costs as much as this many columns one by one: those of a kernel's 49 points that are left
   // over, say.
@@ -106,8 +106,8 @@ INVOLUTION_INLINE void copy_transposed(const From* from, int64_t from_pitch, To*
 
 // to[i*to_pitch + j] = from[i*row_stride + j*stride], widened.
 template <typename T>
-INVOLUTION_INLINE void copy_in(const T* from, int64_t row_stride, int64_t stride, Sum<T>* to,
-                               int64_t to_pitch, int64_t rows, int64_t columns) {
+void copy_in(const T* from, int64_t row_stride, int64_t stride, Sum<T>* to, int64_t to_pitch, int64_t rows,
+             int64_t columns) {
   if (stride == 1) {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < columns; j += kLanes<T>) {
@@ -127,8 +127,8 @@ INVOLUTION_INLINE void copy_in(const T* from, int64_t row_stride, int64_t stride
 
 // to[i*row_stride + j*stride] = from[i*from_pitch + j], narrowed.
 template <typename T>
-INVOLUTION_INLINE void copy_out(const Sum<T>* from, int64_t from_pitch, T* to, int64_t row_stride,
-                                int64_t stride, int64_t rows, int64_t columns) {
+void copy_out(const Sum<T>* from, int64_t from_pitch, T* to, int64_t row_stride, int64_t stride, int64_t rows,
+              int64_t columns) {
   if (stride == 1) {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < columns; j += kLanes<T>) {
@@ -151,7 +151,7 @@ INVOLUTION_INLINE void copy_out(const Sum<T>* from, int64_t from_pitch, T* to, i
 // As many rows as a quad has elements, to positions of a quad each: to[i*kQuad + e] = from[e*pitch + i] for
 // i < count.
 template <typename T>
-INVOLUTION_INLINE void copy_rows_to_quads(const T* from, int64_t pitch, Sum<T>* to, int64_t count) {
+void copy_rows_to_quads(const T* from, int64_t pitch, Sum<T>* to, int64_t count) {
   using S = Sum<T>;
   constexpr int E = kQuad<S>, L = kLanes<T>;
   for (int64_t i = 0; i < count; i += L) {
