@@ -14,7 +14,8 @@ kernel    median time of a call on the device, with operands and result not in t
 GB/s      the bytes that an ideal implementation moves, each tensor once, over that time
 of copy   the time of a copy that moves as many bytes, measured in the same run, over that time
 of bound  on a CPU: the larger of that copy's time and of the multiply-adds at the rate of a large float32 matrix
-          product, also of the same run, over that time
+          product, over that time. Both are measured anew for each shape, layout and dtype, since what a machine
+          that is shared with others can do changes from minute to minute
 1 thread  on a CPU: the time with one thread over that with all, both warm
 warm      the same operands again and again: in the cache as far as they fit. Not the headline
 scratch   MiB that a call allocates beside its result, copies in another storage format among them; each byte is
@@ -107,7 +108,13 @@ class Bench:
     rotation: int  # bytes that the copies of the operands pass together
     roof: timing.CopyRoof
     rivals: Sequence[Rival]
-    multiply_adds: float | None  # per second, of a matrix product; on a CPU
+    product: timing.MatmulRoof | None  # on a CPU
+
+    def forget_bounds(self) -> None:
+        """On a CPU, measures the roofs again, beside what is measured next."""
+        if self.product is not None:
+            self.roof.forget()
+            self.product.forget()
 
     @torch.no_grad()
     def measure(
@@ -168,8 +175,8 @@ class Bench:
             copy_us=copy * 1e6,
             copy_share=copy / cold.seconds,
         )
-        if self.multiply_adds:
-            bound = max(copy, case.multiply_adds / self.multiply_adds)
+        if self.product is not None:
+            bound = max(copy, case.multiply_adds / self.product.multiply_adds_per_second())
             row.update(bound_us=bound * 1e6, bound_share=bound / cold.seconds)
             row["single_us"] = self._single(call_of(operation, case, operands))
         if self.device.type == "cuda":
@@ -333,6 +340,7 @@ def rows(options: argparse.Namespace, bench: Bench) -> Iterator[dict[str, Any]]:
         if case != previous:
             print(f"[{number + 1}/{len(combinations)}, {time.monotonic() - start:.0f} s] {case}", flush=True)
             previous = case
+        bench.forget_bounds()
         operands = make_tensors(case, DTYPES[dtype], layout, bench.device)
         for operation in options.ops:
             row = bench.measure(operation, case, dtype, layout, operands)
@@ -357,8 +365,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rotation = 0 if options.quick else min(CACHES * cache, MOST_ROTATION[device.type])
     large = (1 << 25) if options.quick else (1 << 28)
     roof = timing.CopyRoof(device, effort, rotation, large)
-    rate = timing.matmul_rate(effort, 512 if options.quick else 2048) if device.type == "cpu" else None
-    bench = Bench(device, effort, rotation, roof, [RIVALS[name] for name in options.rivals], rate)
+    product = timing.MatmulRoof(effort, 512 if options.quick else 2048) if device.type == "cpu" else None
+    bench = Bench(device, effort, rotation, roof, [RIVALS[name] for name in options.rivals], product)
     described = environment.describe(device)
     document: dict[str, Any] = {
         "schema": results.SCHEMA,
@@ -380,7 +388,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         built = built if described["built"]["cpu_capability"] else "without its extension"
     print(f"{described['device']}, torch {described['torch']}, involution {described['involution']} {built}")
     print(f"A large copy: {large / roof.seconds(large) * 1e-9:.1f} GB/s, read and written.")
-    if rate is not None:
+    if product is not None:
+        rate = product.multiply_adds_per_second()
         print(f"A large matrix product: {rate * 1e-9:.1f} G multiply-adds/s in float32.")
     if not document["environment"]["cold"]:
         print(

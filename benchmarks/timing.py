@@ -145,6 +145,10 @@ class CopyRoof:
             self._known[size] = self._measure(size)
         return self._known[size] * moved / size
 
+    def forget(self) -> None:
+        """Lets the next use measure anew."""
+        self._known.clear()
+
     def _measure(self, moved: int) -> float:
         half = max(1, moved // 2)
         sets = copies_for(moved, self.rotation) if self.device.type == "cuda" else 1
@@ -160,10 +164,24 @@ class CopyRoof:
         return kernel_time(calls, self.device, self.effort).seconds
 
 
-def matmul_rate(effort: Effort, size: int = 2048) -> float:
-    """Multiply-adds per second of a large float32 matrix product on the CPU, with the threads that torch has."""
-    a, b = torch.randn(2, size, size)
-    return size**3 / _wall_clock([lambda: a @ b], effort).seconds
+class MatmulRoof:
+    """The rate of a large float32 matrix product on the CPU, with the threads that torch has."""
+
+    def __init__(self, effort: Effort, size: int = 2048) -> None:
+        self.effort = effort
+        self.size = size
+        self._known: float | None = None
+
+    def multiply_adds_per_second(self) -> float:
+        """Measured at the first use."""
+        if self._known is None:
+            a, b = torch.randn(2, self.size, self.size)
+            self._known = self.size**3 / _wall_clock([lambda: a @ b], self.effort).seconds
+        return self._known
+
+    def forget(self) -> None:
+        """Lets the next use measure anew."""
+        self._known = None
 
 
 def copies_for(size: int, rotation: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import math
 import subprocess
@@ -263,6 +264,22 @@ def test_a_cpu_has_a_bound_and_one_thread(record):
         assert row["bound_us"] >= row["copy_us"]
         assert row["bound_share"] == pytest.approx(row["bound_us"] / row["kernel_us"])
         assert (row["single_us"] is None) == (document["environment"]["threads"] == 1)
+
+
+def test_a_cpu_measures_its_bounds_anew_for_each_shape(tmp_path, monkeypatch):
+    seconds = itertools.count(1)
+    monkeypatch.setattr(timing.CopyRoof, "_measure", lambda roof, moved: next(seconds))
+    code, document = run(tmp_path, "--shapes", "tiny", "--layouts", "contiguous", "channels_last")
+    assert code == 0
+    copies = {
+        layout: {
+            row["copy_us"] / row["ideal_bytes"] for row in document["results"] if row["layout"] == layout
+        }
+        for layout in ("contiguous", "channels_last")
+    }
+    first, second = (min(copies[layout]) for layout in copies)
+    assert all(max(rates) == pytest.approx(min(rates)) for rates in copies.values())
+    assert second / first == pytest.approx(3 / 2)  # the first copy of all is the one that is printed
 
 
 def test_a_run_adds_to_an_earlier_one(tmp_path, capsys):
