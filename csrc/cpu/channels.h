@@ -35,16 +35,20 @@ template <typename T>
 void stage_values(const T* weights, int64_t ahead, int64_t pitch, const RowLinks& links, Sum<T>* staged,
                   LinkedRow<Sum<T>>& row) {
   const int64_t length = row.phase.length, advance = row.advance;
-  Sum<T>* to = staged;
+  int64_t taps = 0;
+  for (int64_t c = row.phase.begin; c < row.phase.end; ++c) {  // a row may meet none of the source
+    links.staged_chains[c] = links.chains[c];
+    links.staged_chains[c].weight = taps * pitch;
+    links.staged_chains[c].turn = pitch - 1;
+    taps += links.chains[c].count;
+  }
   for (int64_t l = 0; l < links.row_count; ++l) {
-    links.staged_rows[l] = {to - staged, links.rows[l].source};
-    for (int64_t c = row.phase.begin; c < row.phase.end; to += links.chains[c++].count * pitch) {
+    links.staged_rows[l] = {l * taps * pitch, links.rows[l].source};
+    for (int64_t c = row.phase.begin; c < row.phase.end; ++c) {
       const TapChain& chain = links.chains[c];
       const int64_t step = advance + chain.turn;  // from tap to tap
       const T* values = weights + links.rows[l].weight + chain.weight;
-      links.staged_chains[c] = chain;
-      links.staged_chains[c].weight = to - staged - links.staged_rows[l].weight;
-      links.staged_chains[c].turn = pitch - 1;
+      Sum<T>* to = staged + links.staged_rows[l].weight + links.staged_chains[c].weight;
       for (int64_t j = 0; advance != 1 && j < length; ++j) __builtin_prefetch(values + ahead + j * advance);
       if (advance != 1 && step == 1 && chain.first <= 0 && chain.last >= length + chain.count - 1) {
         copy_in(values, 1, advance, to, pitch, chain.count, length);

@@ -76,6 +76,11 @@ struct QueryPixels {
   int64_t pitch_, step_, count_;
 };
 
+template <int kCount>
+struct Count {
+  static constexpr int value = kCount;
+};
+
 // The results of one vector, of which the first `count` exist, for kTaps kernel points. The sums advance
 // together: one after the other they would wait for each other's latency.
 template <int kTaps, int kPixel, typename S, typename R>
@@ -115,15 +120,20 @@ template <int kPixel, typename S, typename R>
 INVOLUTION_INLINE void correlate_vector(const QuadRow<S>& row, const S* from, const S* key, int64_t count,
                                         R* to, int64_t pitch) {
   const QueryPixels<kPixel, S> query(from, row.query_pitch, row.query_step, count);
-  int64_t t = 0;
-  for (; t + 8 <= row.points; t += 8)
-    correlate_taps<8, kPixel>(row, query, key, row.taps + t, count, to + t, pitch);
-  const int64_t left = row.points - t;
-  if (left & 4) correlate_taps<4, kPixel>(row, query, key, row.taps + t, count, to + t, pitch);
-  t += left & 4;
-  if (left & 2) correlate_taps<2, kPixel>(row, query, key, row.taps + t, count, to + t, pitch);
-  t += left & 2;
-  if (left & 1) correlate_taps<1, kPixel>(row, query, key, row.taps + t, count, to + t, pitch);
+  const auto some = [&](auto taps, int64_t t) {
+    correlate_taps<decltype(taps)::value, kPixel>(row, query, key, row.taps + t, count, to + t, pitch);
+  };
+  const int64_t points = row.points, left = points % 8;
+  for (int64_t t = 0; t + 8 <= points; t += 8) some(Count<8>{}, t);
+  // Kernel points that are left over come with some before them, which are written again.
+  if (left > 4 && points >= 8) {
+    some(Count<8>{}, points - 8);
+  } else if (left > 0 && points >= 4) {
+    if (left > 4) some(Count<4>{}, 0);
+    some(Count<4>{}, points - 4);
+  } else {
+    for (int64_t t = 0; t < left; ++t) some(Count<1>{}, t);
+  }
 }
 
 // All groups of a vector follow each other: their kernel values may lie together.
