@@ -104,8 +104,10 @@ void sum_blocks(const LinkedRow<S>& row, const TapChain& chain, bool adds, int64
 #pragma GCC unroll 16
           for (int p = 0; p < kResults; ++p) {
 #pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v)
-              sums[p][v] = load_some(to + p * pitch + v * L, channels - v * L);
+            for (int v = 0; v < kVectors; ++v) {
+              const int64_t lanes = channels - v * L;  // of a last block's second vector there may be none
+              if (lanes > 0) sums[p][v] = load_some(to + p * pitch + v * L, lanes);
+            }
           }
         }
         for (int64_t l = target.begin; l < target.end; ++l) {
@@ -140,7 +142,7 @@ void sum_blocks(const LinkedRow<S>& row, const TapChain& chain, bool adds, int64
           if (adds && j + p < begin) continue;  // is there already
 #pragma GCC unroll 2
           for (int v = 0; v < kVectors; ++v) {
-            const int64_t lanes = channels - v * L;  // of a last block's second vector there may be none
+            const int64_t lanes = channels - v * L;
             if (lanes > 0) store_some(to + p * pitch + v * L, sums[p][v], lanes);
           }
         }
