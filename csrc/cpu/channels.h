@@ -139,8 +139,6 @@ class PixelGather {
  private:
   using S = Sum<T>;
   static constexpr bool kWidens = sizeof(T) != sizeof(S);
-  // How far ahead a row fetches the kernel values of its positions, in blocks.
-  static constexpr int64_t kBlocksAhead = 2;
   // Kernel values of a whole item that find room in the cache beside another's.
   static constexpr int64_t kFewBytes = 80 * 1024;
 

@@ -83,6 +83,17 @@ INVOLUTION_INLINE Inside inside_of(const AxisPlan& along, const Segment& segment
   return {begin, end};
 }
 
+// The positions along the width that exist among those that an item meets.
+struct Window {
+  int64_t first;
+  int64_t count;
+};
+INVOLUTION_INLINE Window window_of(const AxisPlan& width, const Item& item) {
+  const int64_t shift = item.tile[kWidth] * width.shift;
+  const int64_t first = larger(0, width.lowest + shift);
+  return {first, larger(0, smaller(width.source, width.highest + 1 + shift) - first)};
+}
+
 // The rows that an item stages, in the order of their slots.
 class SourceRows {
  public:
@@ -159,9 +170,8 @@ class Ahead {
     const AxisPlan& width = plan.axis[kWidth];
     const ActivationStrides& strides = plan.source_strides();
     if (next == nullptr || strides.space[kWidth] != 1 || next->count[kWidth] >= kWide) return;
-    const int64_t shift = next->tile[kWidth] * width.shift;
-    const int64_t first = larger(0, width.lowest + shift);
-    count_ = smaller(width.source, width.highest + 1 + shift) - first;
+    const auto [first, count] = window_of(width, *next);
+    count_ = count;
     channels_ = next->channels + (next->groups - 1) * plan.problem.channels_per_group;
     source_ = source + next->batch * strides.batch +
               (next->group * plan.problem.channels_per_group + next->channel) * strides.channel +

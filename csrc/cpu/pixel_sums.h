@@ -48,6 +48,9 @@ enum class Expected {
   kPositions  // of each result, where the taps do
 };
 
+// How far ahead a row fetches the kernel values of its positions, in blocks.
+constexpr int64_t kBlocksAhead = 2;
+
 // A row of results of one phase, of some groups, and what it is made of.
 template <typename S>
 struct LinkedRow {
@@ -176,20 +179,15 @@ INVOLUTION_INLINE void sum_taps(const LinkedRow<S>& row, const TapChain& chain, 
 template <int kResults, int kVectors, typename S, typename R>
 void sum_chain(const LinkedRow<S>& row, const TapChain& chain, bool adds, const RowResults<R>& results,
                Fetches& fetches) {
-  // What is not listed here is worth no code of its own.
-  switch (sizeof(S) == 8 && chain.count == 4 ? 0 : chain.count) {
-    case 7:
-      return sum_taps<7, kResults, kVectors>(row, chain, adds, results, fetches);
-    case 4:
-      if constexpr (sizeof(S) == 4)
-        return sum_taps<4, kResults, kVectors>(row, chain, adds, results, fetches);
-    case 3:
-      return sum_taps<3, kResults, kVectors>(row, chain, adds, results, fetches);
-    default:
-      for (int64_t i = 0; i < chain.count; ++i) {
-        const TapChain tap = chain.tap(i, row.advance, kVectors * kLanes<S>);
-        sum_taps<1, kResults, kVectors>(row, tap, adds || i > 0, results, fetches);
-      }
+  if (chain.count == 7) return sum_taps<7, kResults, kVectors>(row, chain, adds, results, fetches);
+  if constexpr (sizeof(S) == 4) {
+    if (chain.count == 4) return sum_taps<4, kResults, kVectors>(row, chain, adds, results, fetches);
+  }
+  if (chain.count == 3) return sum_taps<3, kResults, kVectors>(row, chain, adds, results, fetches);
+  // Other lengths are worth no code of their own.
+  for (int64_t i = 0; i < chain.count; ++i) {
+    const TapChain tap = chain.tap(i, row.advance, kVectors * kLanes<S>);
+    sum_taps<1, kResults, kVectors>(row, tap, adds || i > 0, results, fetches);
   }
 }
 

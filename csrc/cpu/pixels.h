@@ -93,10 +93,10 @@ void stage_pixel_rows(const Plan& plan, const Item& item, const T* from, int64_t
                   item.channels, slots + inside.begin * pitch, pitch);
     }
   }
-  const int64_t first = larger(0, width.lowest + shift),
-                last = smaller(width.source, width.highest + 1 + shift);
-  if (scatters(strides) && first < last)
-    scatter_pixels(plan, from + first, strides.channel, rows, first, last, shift, item.channels, staged);
+  const auto [first, count] = window_of(width, item);
+  if (scatters(strides) && count > 0)
+    scatter_pixels(plan, from + first, strides.channel, rows, first, first + count, shift, item.channels,
+                   staged);
 }
 
 // The source that an item's results meet, in rows of slots; a slot has pixel_pitch channels, zero from the
@@ -144,13 +144,13 @@ class RollingSource {
  public:
   // `held` has room for the rows of every plane.
   RollingSource(const Plan& plan, const Item& item, const T* source, int64_t* held)
-      : plan_(plan), item_(item), strides_(plan.source_strides()), held_(held) {
-    const AxisPlan& width = plan.axis[kWidth];
+      : plan_(plan),
+        item_(item),
+        strides_(plan.source_strides()),
+        held_(held),
+        window_(window_of(plan.axis[kWidth], item)) {
     const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
-    const int64_t shift = item.tile[kWidth] * width.shift;
     source_ = source + item.batch * strides_.batch + channel * strides_.channel;
-    first_ = larger(0, width.lowest + shift);
-    count_ = larger(0, smaller(width.source, width.highest + 1 + shift) - first_);
     for (int64_t i = 0; i < plan.axis[kDepth].slots * plan.rolling; ++i) held_[i] = kNothing;
   }
 
@@ -161,7 +161,7 @@ class RollingSource {
     const int64_t place = place_of(plane, height);
     if (held_[place] != height) {
       held_[place] = height;
-      stage(place, exists(depth, height) && count_ > 0 ? row_at(depth, height) : nullptr);
+      stage(place, exists(depth, height) && window_.count > 0 ? row_at(depth, height) : nullptr);
     }
     return place;
   }
@@ -170,7 +170,8 @@ class RollingSource {
   INVOLUTION_INLINE void fetch(int64_t plane, int64_t depth, int64_t height, FetchQueue& fetches) const {
     if (!exists(depth, height) || held_[place_of(plane, height)] == height) return;
     const int64_t channels = item_.channels + (item_.groups - 1) * plan_.problem.channels_per_group;
-    expect(row_at(depth, height) + first_ * strides_.space[kWidth], strides_, count_, channels, fetches);
+    expect(row_at(depth, height) + window_.first * strides_.space[kWidth], strides_, window_.count, channels,
+           fetches);
   }
 
  private:
@@ -192,8 +193,8 @@ class RollingSource {
   const Item& item_;
   const ActivationStrides& strides_;
   int64_t* const held_;  // the height of the row in every place
+  const Window window_;
   const T* source_;
-  int64_t first_, count_;  // positions along the width that are staged
 };
 
 }  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE

@@ -35,10 +35,7 @@ void scatter_item(const Plan& plan, const Item& item, const T* source, const T* 
   result += item.batch * strides.batch + channel * strides.channel;
   for (int axis = 0; axis < 3; ++axis) result += item.first[axis] * strides.space[axis];
 
-  // Positions along the width whose kernel values the item meets, and where those lie.
-  const int64_t shift = item.tile[kWidth] * width.shift;
-  const int64_t first = larger(0, width.lowest + shift);
-  const int64_t count = larger(0, smaller(width.source, width.highest + 1 + shift) - first);
+  const auto [first, count] = window_of(width, item);
   const int64_t points = height.kernel * width.kernel;
   const int64_t advance = kWidens ? plan.sums_pitch : weight_strides.space[kWidth];
   WeightStrides found = weight_strides;
@@ -48,7 +45,6 @@ void scatter_item(const Plan& plan, const Item& item, const T* source, const T* 
   Target* const targets = reinterpret_cast<Target*>(links.rest);
   // Kernel values in place are met by all groups block by block: they may lie together.
   const int64_t groups = kWidens ? 1 : item.groups;
-  constexpr int64_t kBlocksAhead = 2;
   Fetches fetches;
 
   // A row of the source reaches the results from lowest(row) on, a dilation apart.
