@@ -50,7 +50,7 @@ class FetchQueue {
   INVOLUTION_INLINE void clear() { count_ = 0; }
 
  private:
-  static constexpr int kMost = 4;
+  static constexpr int kMost = 12;
   struct Entry {
     const char* first;
     int64_t runs;

@@ -83,15 +83,16 @@ INVOLUTION_INLINE Inside inside_of(const AxisPlan& along, const Segment& segment
   return {begin, end};
 }
 
-// The positions along the width that exist among those that an item meets.
+// The positions along an axis that exist between the first and the last that an item meets.
 struct Window {
   int64_t first;
   int64_t count;
 };
-INVOLUTION_INLINE Window window_of(const AxisPlan& width, const Item& item) {
-  const int64_t shift = item.tile[kWidth] * width.shift;
-  const int64_t first = larger(0, width.lowest + shift);
-  return {first, larger(0, smaller(width.source, width.highest + 1 + shift) - first)};
+INVOLUTION_INLINE Window window_of(const Plan& plan, const Item& item, int axis) {
+  const AxisPlan& along = plan.axis[axis];
+  const int64_t shift = item.tile[axis] * along.shift;
+  const int64_t first = larger(0, along.lowest + shift);
+  return {first, larger(0, smaller(along.source, along.highest + 1 + shift) - first)};
 }
 
 // The rows that an item stages, in the order of their slots.
@@ -159,44 +160,54 @@ INVOLUTION_INLINE void expect(const T* from, const ActivationStrides& strides, i
   }
 }
 
-// Fetches what the next item will stage, a few rows at a time, while this one computes. Of long rows, and of
-// those with the channels innermost, the processor itself fetches as much as helps.
+// Fetches what the next item will stage, some runs of memory at a time, while this one computes. Of long
+// rows, and of those with the channels innermost, the processor itself fetches as much as helps.
 template <typename T>
 class Ahead {
  public:
   // `steps` is how often this item will call step().
-  Ahead(const Plan& plan, const Item* next, const T* source, int64_t steps)
-      : plan_(plan), rows_(plan, next == nullptr ? Item{} : *next), channels_(0) {
-    const AxisPlan& width = plan.axis[kWidth];
+  Ahead(const Plan& plan, const Item* next, const T* source, int64_t steps) {
     const ActivationStrides& strides = plan.source_strides();
     if (next == nullptr || strides.space[kWidth] != 1 || next->count[kWidth] >= kWide) return;
-    const auto [first, count] = window_of(width, *next);
-    count_ = count;
+    const Window deep = window_of(plan, *next, kDepth), high = window_of(plan, *next, kHeight);
+    const Window wide = window_of(plan, *next, kWidth);
+    run_ = wide.count;
+    rows_ = high.count;
+    if (run_ == strides.space[kHeight]) {  // rows that follow each other are one run
+      run_ *= rows_;
+      rows_ = smaller(rows_, 1);
+    }
     channels_ = next->channels + (next->groups - 1) * plan.problem.channels_per_group;
-    source_ = source + next->batch * strides.batch +
-              (next->group * plan.problem.channels_per_group + next->channel) * strides.channel +
-              first * strides.space[kWidth];
-    at_once_ = (plan.axis[kDepth].slots * plan.axis[kHeight].slots + steps - 1) / steps;
+    left_ = deep.count * rows_ * (run_ > 0 ? channels_ : 0);
+    at_once_ = (left_ + steps - 1) / steps;
+    channel_stride_ = strides.channel;
+    row_stride_ = strides.space[kHeight];
+    plane_stride_ = strides.space[kDepth];
+    plane_ = source + next->batch * strides.batch +
+             (next->group * plan.problem.channels_per_group + next->channel) * strides.channel +
+             deep.first * plane_stride_ + high.first * row_stride_ + wide.first;
   }
 
   INVOLUTION_INLINE void step() {
-    const ActivationStrides& strides = plan_.source_strides();
-    for (int64_t i = 0; i < at_once_ && channels_ > 0; ++i) {
-      if (!rows_.next()) {
-        channels_ = 0;
-      } else if (rows_.exists) {
-        expect(source_ + rows_.depth * strides.space[kDepth] + rows_.height * strides.space[kHeight], strides,
-               count_, channels_);
-      }
+    const int64_t some = smaller(at_once_, left_);
+    left_ -= some;
+    for (int64_t i = 0; i < some; ++i) {
+      expect_run(plane_ + row_ * row_stride_ + channel_ * channel_stride_, run_);
+      if (++channel_ < channels_) continue;
+      channel_ = 0;
+      if (++row_ < rows_) continue;
+      row_ = 0;
+      plane_ += plane_stride_;
     }
   }
 
  private:
   static constexpr int64_t kWide = 24;
-  const Plan& plan_;
-  SourceRows rows_;
-  const T* source_ = nullptr;
-  int64_t channels_, count_ = 0, at_once_ = 0;
+  const T* plane_ = nullptr;
+  int64_t run_ = 0, rows_ = 0, channels_ = 0;
+  int64_t channel_stride_ = 0, row_stride_ = 0, plane_stride_ = 0;
+  int64_t row_ = 0, channel_ = 0;
+  int64_t left_ = 0, at_once_ = 0;  // runs
 };
 
 // The slots of one row of the source, for every channel; elements outside of it are zero.

@@ -7,6 +7,7 @@
 #include "kernels.h"
 #include "quads.h"
 #include "scatter.h"
+#include "windows.h"
 
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
@@ -34,10 +35,14 @@ INVOLUTION_INLINE void run_item(const Plan& plan, Item& item, const Item* next, 
       break;
     case Form::kScatter:
       if (plan.pixel_pitch == kLanes<T>) {
-        scatter_item<1>(plan, item, a, b, out, scratch);
+        Scatter<1, T>(plan, item, a, b, out, scratch).run();
       } else {
-        scatter_item<2>(plan, item, a, b, out, scratch);
+        Scatter<2, T>(plan, item, a, b, out, scratch).run();
       }
+      break;
+    case Form::kWindows:
+      if constexpr (kHasWindows<Sum<T>>)
+        WindowCorrelation<T>(plan, item, next, a, b, out, scratch).run(ahead);
       break;
     case Form::kQuads:
       if (plan.quads == 4) {

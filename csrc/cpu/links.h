@@ -66,7 +66,7 @@ class RowLinks {
                                            smaller(plan.axis[kWidth].phases, plan.axis[kWidth].result))),
         staged_chains(chains + plan.axis[kWidth].chain_count),
         rows(reinterpret_cast<RowLink*>(scratch + plan.tap_offset)),
-        staged_rows(rows + plan.axis[kDepth].kernel * plan.axis[kHeight].kernel),
+        staged_rows(rows + plan.rows_sharing * plan.axis[kDepth].kernel * plan.axis[kHeight].kernel),
         rest(reinterpret_cast<unsigned char*>(staged_rows + (staged_rows - rows))),
         plan_(plan),
         item_(item),

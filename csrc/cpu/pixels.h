@@ -93,7 +93,7 @@ void stage_pixel_rows(const Plan& plan, const Item& item, const T* from, int64_t
                   item.channels, slots + inside.begin * pitch, pitch);
     }
   }
-  const auto [first, count] = window_of(width, item);
+  const auto [first, count] = window_of(plan, item, kWidth);
   if (scatters(strides) && count > 0)
     scatter_pixels(plan, from + first, strides.channel, rows, first, first + count, shift, item.channels,
                    staged);
@@ -148,26 +148,27 @@ class RollingSource {
         item_(item),
         strides_(plan.source_strides()),
         held_(held),
-        window_(window_of(plan.axis[kWidth], item)) {
+        window_(window_of(plan, item, kWidth)) {
     const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
     source_ = source + item.batch * strides_.batch + channel * strides_.channel;
     for (int64_t i = 0; i < plan.axis[kDepth].slots * plan.rolling; ++i) held_[i] = kNothing;
   }
 
   // The place of the row (depth, height), whose plane has the slot `plane`. If it is not there yet,
-  // stage(place, first group's row, or null where there is none) puts it there.
+  // stage(place, whether another was there, first group's row, or null where there is none) puts it there.
   template <typename Stage>
   INVOLUTION_INLINE int64_t find(int64_t plane, int64_t depth, int64_t height, const Stage& stage) {
     const int64_t place = place_of(plane, height);
     if (held_[place] != height) {
+      const bool used = held_[place] != kNothing;
       held_[place] = height;
-      stage(place, exists(depth, height) && window_.count > 0 ? row_at(depth, height) : nullptr);
+      stage(place, used, exists(depth, height) && window_.count > 0 ? row_at(depth, height) : nullptr);
     }
     return place;
   }
 
   // The same row will be looked for next.
-  INVOLUTION_INLINE void fetch(int64_t plane, int64_t depth, int64_t height, FetchQueue& fetches) const {
+  INVOLUTION_INLINE void fetch(int64_t plane, int64_t depth, int64_t height, FetchQueue& fetches) {
     if (!exists(depth, height) || held_[place_of(plane, height)] == height) return;
     const int64_t channels = item_.channels + (item_.groups - 1) * plan_.problem.channels_per_group;
     expect(row_at(depth, height) + window_.first * strides_.space[kWidth], strides_, window_.count, channels,
@@ -177,9 +178,18 @@ class RollingSource {
  private:
   static constexpr int64_t kNothing = INT64_MIN;
 
-  INVOLUTION_INLINE int64_t place_of(int64_t plane, int64_t height) const {
-    const int64_t left = height % plan_.rolling;
-    return plane * plan_.rolling + (left < 0 ? left + plan_.rolling : left);
+  INVOLUTION_INLINE int64_t place_of(int64_t plane, int64_t height) {
+    // Mostly a step from the last, which needs no division.
+    int64_t place = last_place_ + height - last_height_;
+    if (place >= plan_.rolling) place -= plan_.rolling;
+    if (place < 0) place += plan_.rolling;
+    if (place < 0 || place >= plan_.rolling) {
+      place = height % plan_.rolling;
+      if (place < 0) place += plan_.rolling;
+    }
+    last_place_ = place;
+    last_height_ = height;
+    return plane * plan_.rolling + place;
   }
   INVOLUTION_INLINE bool exists(int64_t depth, int64_t height) const {
     return depth >= 0 && depth < plan_.axis[kDepth].source && height >= 0 &&
@@ -195,6 +205,7 @@ class RollingSource {
   int64_t* const held_;  // the height of the row in every place
   const Window window_;
   const T* source_;
+  int64_t last_height_ = 0, last_place_ = 0;
 };
 
 }  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE

@@ -13,12 +13,16 @@ constexpr int64_t kStagedBytes = 160 * 1024;
 constexpr int64_t kStagedPixelBytes = 352 * 1024;
 constexpr int64_t kSharedBytes = 512 * 1024;
 constexpr int64_t kFewestResults = 64;
+constexpr int64_t kFewBytes = 80 * 1024;
 constexpr int64_t kWidestTile = 128;
 constexpr int64_t kMostChannels = 32;
 constexpr int64_t kMostQuadChannels = 128;
 constexpr int64_t kLongRow = 16;
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kQuadBytes = 16;
+constexpr int64_t kWindow = 8;
+constexpr int64_t kRowsSharing = 3;
+constexpr int64_t kRowsScattered = 2;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -26,7 +30,7 @@ int64_t modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
 
 // `gap` slots behind each segment may be read by a vector that runs over its end.
 void place_segments(AxisPlan& plan, int64_t gap) {
-  const int64_t length = divide_up(plan.tile, plan.phases);
+  const int64_t length = (divide_up(plan.tile, plan.phases) - 1) * plan.advance + 1;
   std::vector<int64_t> segment_of(plan.runs.size());
   plan.segments.clear();
   // In the order of ascending positions, which the transposed operation has backwards.
@@ -63,6 +67,7 @@ AxisPlan make_axis(Operation operation, const Problem& problem, int axis) {
   plan.result = transposed ? problem.input[axis] : problem.output[axis];
   plan.phases = transposed ? stride : 1;
   plan.step = transposed ? 1 : stride;
+  plan.advance = 1;
   plan.kernel = problem.kernel[axis];
   for (int64_t k = 0; k < plan.kernel; ++k) {
     const int64_t reach = k * problem.dilation[axis] - problem.padding[axis];
@@ -77,7 +82,7 @@ void set_tile(AxisPlan& plan, int64_t most, int64_t multiple, int64_t gap) {
   const int64_t tiles = divide_up(plan.result, std::max(most, unit));
   plan.tile = round_up(divide_up(plan.result, tiles), tiles > 1 ? unit : plan.phases);
   plan.tiles = divide_up(plan.result, plan.tile);
-  plan.shift = plan.tile / plan.phases * plan.step;
+  plan.shift = plan.tile / plan.phases * plan.step * plan.advance;
   place_segments(plan, gap);
 }
 
@@ -160,12 +165,16 @@ void choose_form(Plan& plan, int64_t lanes, int64_t quad) {
   const int64_t channels = problem.channels_per_group;
   plan.tap_stride = find_tap_stride(problem);
   plan.form = Form::kRows;
+  plan.rows_sharing = 1;
   if (plan.operation == Operation::kCorrelation) {
     // Long rows fill vectors along the width, whose sums are where they belong if the kernel points lie
     // apart.
     const bool long_rows = width.result > kLongRow && width.step == 1;
     const bool full = 4 * channels >= 3 * quad && channels <= kMostQuadChannels;
     if (full && plan.tap_stride != 0 && (plan.tap_stride == 1 || !long_rows)) plan.form = Form::kQuads;
+    const bool fills = width.kernel <= kWindow && 2 * width.kernel > kWindow && problem.dilation[kWidth] == 1;
+    const bool windows = lanes >= kWindow && fills && height.kernel > 1 && channels <= kMostQuadChannels;
+    if (windows && plan.tap_stride != 0 && (plan.tap_stride == 1 || !long_rows)) plan.form = Form::kWindows;
   } else if (4 * channels >= 3 * lanes) {  // channels that fill vectors make better ones than the width
     // With a stride, the sums would come and go for a few kernel points each; a single row meets no other.
     const bool rows_meet = depth.kernel * height.kernel > 1 && height.phases == 1 && width.phases == 1;
@@ -174,11 +183,16 @@ void choose_form(Plan& plan, int64_t lanes, int64_t quad) {
   }
   if (plan.form == Form::kRows) {
     plan.channels = std::min(channels, kMostChannels);
+  } else if (plan.form == Form::kWindows) {
+    plan.channels = channels;
+    plan.rows_sharing =
+        problem.dilation[kHeight] == 1 && height.step <= 2 ? kRowsSharing - (height.step - 1) : 1;
   } else if (plan.form == Form::kQuads) {
     plan.quads = divide_up(channels, quad);
     plan.pixel_pitch = plan.quads * quad;
     plan.channels = channels;
   } else {
+    if (plan.form == Form::kScatter) plan.rows_sharing = kRowsScattered;
     plan.pixel_pitch = channels > lanes ? 2 * lanes : lanes;
     plan.channels = std::min(channels, plan.pixel_pitch);
   }
@@ -206,19 +220,18 @@ bool cut_rows(Plan& plan, int64_t rows, int64_t accumulate_bytes) {
     const bool sums_stay = plan.operation == Operation::kCorrelation && plan.channel_blocks > 1;
     if (sums_stay && plan.paired == 0 && rows > 1) continue;
     plan.channel_pitch = depth.slots * height.slots * width.slots;
-    if (plan.form == Form::kRows) {
+    if (plan.rolling > 0) plan.channel_pitch = depth.slots * plan.rolling * width.slots;
+    if (plan.form == Form::kRows || plan.form == Form::kWindows) {
       // Not a multiple of a page, where the channels would compete for the same lines of the cache.
       plan.channel_pitch = round_up(plan.channel_pitch, line);
       if (plan.channel_pitch / line % 2 == 0) plan.channel_pitch += line;
     } else if (plan.form == Form::kScatter) {
       // The rows that are not finished while a row of the source is added to them; with several planes all.
-      const int64_t reach = (height.kernel - 1) * plan.problem.dilation[kHeight] + 1;
+      const int64_t reach = (height.kernel - 1) * plan.problem.dilation[kHeight] + plan.rows_sharing;
       plan.rows_summed = depth.kernel > 1 ? height.tile : std::min(height.tile, reach);
       plan.channel_pitch = plan.rows_summed * width.tile;
-    } else if (plan.rolling > 0) {
-      plan.channel_pitch = depth.slots * plan.rolling * width.slots;
     }
-    plan.group_pitch = (plan.form == Form::kRows ? plan.channels : plan.pixel_pitch) * plan.channel_pitch;
+    plan.group_pitch = (plan.pixel_pitch == 0 ? plan.channels : plan.pixel_pitch) * plan.channel_pitch;
     const int64_t most = plan.form == Form::kRows ? kStagedBytes : kStagedPixelBytes;
     if (rows == 1 || plan.groups * plan.group_pitch * accumulate_bytes <= most) break;
   }
@@ -251,14 +264,32 @@ void cut_items(Plan& plan, int64_t accumulate_bytes, int64_t threads) {
   // Rows with the channels apart are staged together, as many as fill vectors.
   const bool rolls = plan.form == Form::kPixels || plan.form == Form::kQuads;
   if (rolls && plan.source_strides().space[kWidth] != 1) plan.rolling = rows_met(height);
+  if (plan.form == Form::kWindows) plan.rolling = rows_met(height) + (plan.rows_sharing - 1) * height.step;
   const bool together = groups_together && plan.form != Form::kRows && plan.channel_blocks == 1;
   if (!together || !cut(problem.groups)) cut(1);
   // Sums of rows need no halo, but have to stay in the cache.
-  for (int64_t groups = plan.groups; plan.form == Form::kScatter && groups > 1;) {
+  const bool halves = plan.form == Form::kScatter || plan.form == Form::kWindows;
+  for (int64_t groups = plan.groups; halves && groups > 1;) {
     if (groups * plan.group_pitch * accumulate_bytes <= kStagedPixelBytes) break;
     groups = divide_up(groups, 2);
     cut(groups);
   }
+}
+
+// Whether all kernel values of a group lie together, are one item's, and find room in the cache beside the
+// next item's.
+bool has_few_values(const Plan& plan, int64_t accumulate_bytes) {
+  const auto& [depth, height, width] = plan.axis;
+  const int64_t* output = plan.problem.output;
+  const WeightStrides& strides = plan.problem.w;
+  int64_t positions = 1;
+  bool dense = true;
+  for (int axis = kWidth; axis >= kDepth; --axis) {
+    dense = dense && (output[axis] == 1 || strides.space[axis] == positions);
+    positions *= output[axis];
+  }
+  return plan.form == Form::kPixels && dense && plan.tap_stride == positions && depth.tiles == 1 &&
+         height.tiles == 1 && width.tiles == 1 && plan.points * positions * accumulate_bytes <= kFewBytes;
 }
 
 // Where the parts of an item's scratch begin: the source; kernel values, or a correlation's sums, of the rows
@@ -268,15 +299,28 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
   const auto& [depth, height, width] = plan.axis;
   const auto aligned = [](int64_t bytes) { return round_up(bytes, kCacheLine); };
   const bool rows = plan.form == Form::kRows, quads = plan.form == Form::kQuads;
+  const bool windows = plan.form == Form::kWindows;
   const int64_t rows_together = plan.paired != 0 ? 2 : 1;
   const int64_t taps = rows_together * plan.points;  // at most: those of two rows that have few in common
   plan.row_pitch = round_up(std::min(width.tile, width.result), lanes);
   if (!rows) plan.row_pitch = std::max(plan.row_pitch, kFewestResults);
   plan.sums_pitch = round_up(plan.points, quads ? kQuadBytes / accumulate_bytes : lanes);
-  const int64_t positions = std::max(plan.row_pitch, width.slots);
-  const int64_t values = rows ? rows_together * taps * plan.row_pitch : plan.sums_pitch * positions;
-  const int64_t results = rows ? rows_together * plan.channels * plan.row_pitch
-                               : plan.groups * plan.pixel_pitch * (positions + lanes);
+  if (windows) {
+    plan.row_pitch = std::max(plan.row_pitch, plan.rows_sharing * std::min(width.tile, width.result));
+    plan.sums_pitch = depth.kernel * height.kernel * kWindow;
+  }
+  // Of the source there may be more than are staged: those between the runs of a large dilation.
+  const int64_t met = std::min(width.source, width.highest - width.lowest + 1);
+  int64_t positions = std::max({plan.row_pitch, width.slots, met});
+  if (plan.form == Form::kScatter) positions *= plan.rows_sharing;
+  int64_t values = rows ? rows_together * taps * plan.row_pitch : plan.sums_pitch * positions;
+  if (plan.few_values) values = std::max(values, plan.points * plan.tap_stride);
+  plan.values_pitch = round_up(width.kernel, kWindow);
+  if (plan.form == Form::kPixels)
+    values = std::max(values, depth.kernel * height.kernel * positions * plan.values_pitch);
+  const int64_t results = windows ? plan.rows_sharing * plan.groups * plan.channels * (plan.row_pitch + lanes)
+                          : rows  ? rows_together * plan.channels * plan.row_pitch
+                                  : plan.groups * plan.pixel_pitch * (positions + lanes);
 
   plan.weight_offset = aligned(plan.groups * plan.group_pitch * accumulate_bytes + kCacheLine);
   plan.result_offset = plan.weight_offset + aligned((values + lanes) * accumulate_bytes);
@@ -286,10 +330,14 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
   if (quads) {
     list = (plan.points + depth.slots * plan.rolling) * static_cast<int64_t>(sizeof(int64_t));
     lists = 0;
+  } else if (windows) {
+    const int64_t rows_listed = depth.kernel * ((plan.rows_sharing - 1) * height.step + height.kernel);
+    list = (rows_listed + depth.slots * plan.rolling) * static_cast<int64_t>(sizeof(int64_t));
+    lists = 0;
   } else if (!rows) {
     // Links of an item, and of a row of staged kernel values; and which rows are staged, or targets.
-    list = 2 * depth.kernel * height.kernel * kRowLinkBytes;
-    list += plan.form == Form::kScatter ? height.kernel * kTargetBytes
+    list = 2 * plan.rows_sharing * depth.kernel * height.kernel * kRowLinkBytes;
+    list += plan.form == Form::kScatter ? plan.rows_sharing * height.kernel * kTargetBytes
                                         : depth.slots * plan.rolling * static_cast<int64_t>(sizeof(int64_t));
     lists = std::min(width.phases, width.result) * kPhaseBytes +
             2 * static_cast<int64_t>(width.chains.size()) * kTapChainBytes;
@@ -312,10 +360,18 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
   choose_form(plan, lanes, kQuadBytes / accumulate_bytes);
   // A vector of a row may run over its end.
   set_tile(width, kWidestTile, lanes, plan.form == Form::kRows ? lanes : 0);
+  if (plan.form == Form::kWindows) {
+    width.advance = width.step;
+    width.step = 1;
+    set_tile(width, kWidestTile, lanes, 0);
+    const int64_t read = width.slots + kWindow - width.kernel;  // the last window's vector runs over
+    set_tile(width, kWidestTile, lanes, round_up(read, kWindow) - width.slots);
+  }
   set_tile(depth, 1, 1, 0);
   cut_items(plan, accumulate_bytes, threads);
   chain_runs(width);
-  list_slots(width);
+  for (AxisPlan& axis : plan.axis) list_slots(axis);
+  plan.few_values = has_few_values(plan, accumulate_bytes);
   lay_out_scratch(plan, accumulate_bytes, lanes);
 
   plan.query_extent = 1;

@@ -60,7 +60,8 @@ struct AxisPlan {
   int64_t tile;  // results of an item
   int64_t tiles;
   int64_t phases;
-  int64_t step;
+  int64_t step;           // source positions from slot to slot
+  int64_t advance;        // slots from result to result of a phase
   int64_t shift;          // source positions from one tile to the next
   int64_t slots;          // elements staged
   std::vector<Run> runs;  // one for each kernel index
@@ -84,6 +85,7 @@ enum class Form {
   kRows,     // along the width: gather.h, correlation.h
   kPixels,   // along the channels: channels.h
   kScatter,  // along the channels, for the transposed operation: scatter.h
+  kWindows,  // along the width of the kernel, for the correlation: windows.h
   kQuads     // a few channels of several positions, for the correlation: quads.h
 };
 
@@ -101,12 +103,15 @@ struct Plan {
   int64_t pixel_pitch;     // or from one pixel to the next
   int64_t quads;           // of a pixel
   int64_t sums_pitch;      // elements of a position's kernel points in scratch that has them side by side
+  int64_t values_pitch;    // elements of a position's part of a kernel row there
   int64_t rows_summed;     // of results at a time, if they are scattered
+  int64_t rows_sharing;    // of results that are computed together, if they are windows' sums
   int64_t rolling;         // rows of a plane of the source that are kept, if they are staged as they are met
   int64_t row_pitch;       // elements of a row of scratch that holds a tile's width
   int64_t points;          // of the kernel
   int64_t tap_stride;  // from one kernel value of a position to the next, where all are evenly spaced; or 0
-  int64_t paired;  // kernel row k of a row of results reads what row k - paired of the next reads; 0: none
+  int64_t paired;   // kernel row k of a row of results reads what row k - paired of the next reads; 0: none
+  bool few_values;  // an item has all kernel values of a group, side by side, and they are few
   bool groups_innermost;  // kernel values of all groups of a position lie together
   int64_t query_extent;   // elements of a correlation's query from its first to its last in memory
   int64_t items;

@@ -9,7 +9,7 @@
 // they are.
 #pragma once
 
-#include "pixels.h"
+#include "windows.h"
 
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
@@ -74,11 +74,6 @@ struct QueryPixels {
   Vector<S> held_[kPixel > 0 ? kPixel : 1];
   const S* from_;
   int64_t pitch_, step_, count_;
-};
-
-template <int kCount>
-struct Count {
-  static constexpr int value = kCount;
 };
 
 // The results of one vector, of which the first `count` exist, for kTaps kernel points. The sums advance
@@ -322,7 +317,7 @@ class QuadCorrelation {
     const int64_t high = item_.tile[kHeight] * height.shift + h * height.step;
     list_taps([&](const Run& plane, const Run& row) {
       return rolling_.find(plane.slot + d, plane.position + deep, row.position + high,
-                           [&](int64_t place, const T* from) {
+                           [&](int64_t place, bool, const T* from) {
                              stage_quad_row(plan_, item_, from, staged_ + place * row_pitch_);
                            });
     });

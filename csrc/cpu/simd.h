@@ -361,6 +361,25 @@ INVOLUTION_INLINE V load_as(const S* from) {
   __builtin_memcpy(&value, from, sizeof value);
   return value;
 }
+INVOLUTION_INLINE HalfFloats lower_half(const Floats& value) {
+#if defined(INVOLUTION_CPU_AVX512)
+  return bits_as<HalfFloats>(_mm512_castps512_ps256(bits_as<__m512>(value)));
+#else
+  HalfFloats half;
+  __builtin_memcpy(&half, &value, sizeof half);
+  return half;
+#endif
+}
+// Half a vector as the front of a whole one.
+INVOLUTION_INLINE Floats whole_of(const HalfFloats& value) {
+#if defined(INVOLUTION_CPU_AVX512)
+  return bits_as<Floats>(_mm512_castps256_ps512(bits_as<__m256>(value)));
+#else
+  Floats whole = {};
+  __builtin_memcpy(&whole, &value, sizeof value);
+  return whole;
+#endif
+}
 template <typename V, typename S>
 INVOLUTION_INLINE void store_as(S* to, const V& value, int64_t count) {
   if (count * static_cast<int64_t>(sizeof(S)) >= static_cast<int64_t>(sizeof(V))) {
