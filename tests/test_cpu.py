@@ -70,6 +70,18 @@ GEOMETRIES = {
     "channels, six points": Case(1, 2, 16, (5, 19), (2, 3), (1, 1), (1, 1), (1, 1)),
     "channels, sequence": Case(2, 2, 16, (37,), (6,), (1,), (3,), (1,)),
     "channels, volume": Case(1, 1, 17, (5, 6, 9), (3, 2, 3), (2, 1, 2), (1, 1, 1), (1, 1, 1)),
+    # Kernels wide enough for vectors along their rows.
+    "windows": Case(2, 3, 5, (10, 19), (5, 7), (1, 1), (2, 3), (1, 1)),
+    "windows, eight wide": Case(1, 2, 3, (8, 21), (9, 8), (1, 1), (4, 4), (1, 1)),
+    "windows, several tiles": Case(1, 2, 3, (4, 301), (3, 5), (1, 2), (1, 2), (1, 1)),
+    "windows, strided": Case(2, 2, 17, (13, 15), (7, 7), (2, 2), (3, 3), (1, 1)),
+    "windows, long strides": Case(1, 2, 4, (14, 50), (4, 6), (3, 4), (1, 2), (1, 1)),
+    "windows, dilation": Case(1, 2, 4, (17, 20), (3, 6), (1, 1), (4, 2), (4, 1)),
+    "windows, volume": Case(1, 2, 4, (4, 7, 9), (2, 3, 5), (1, 2, 1), (1, 1, 2), (1, 1, 1)),
+    "windows, wide padding": Case(1, 1, 4, (3, 2), (7, 7), (1, 1), (12, 12), (1, 1)),
+    # More positions between a tile's first and last than it meets.
+    "channels, dilation beyond a tile": Case(1, 2, 16, (4, 560), (2, 3), (1, 1), (0, 200), (1, 200)),
+    "channels, stride and dilation beyond a tile": Case(1, 2, 16, (4, 620), (2, 3), (1, 2), (0, 200), (1, 201)),
     "volume, strided": Case(1, 1, 5, (7, 8, 19), (2, 3, 3), (2, 1, 2), (1, 1, 1), (1, 2, 1)),
 }
 EACH_GEOMETRY = pytest.mark.parametrize("name", GEOMETRIES)

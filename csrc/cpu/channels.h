@@ -29,6 +29,22 @@ void widen_points(const T* from, int64_t stride, int64_t ahead, int64_t count, i
   }
 }
 
+// The kernel values of a row, widened: those of each row of the source that it meets, position after
+// position, `pitch` for the kernel points of a row of the kernel, which lie together. Those that lie `ahead`
+// will be widened next.
+template <typename T>
+void widen_kernel_rows(const T* weights, int64_t stride, int64_t ahead, Window positions, int64_t points,
+                       const RowLinks& links, Sum<T>* to, int64_t pitch) {
+  for (int64_t l = 0; l < links.row_count; ++l) {
+    const T* from = weights + links.rows[l].weight + positions.first * stride;
+    links.staged_rows[l] = {l * positions.count * pitch, links.rows[l].source};
+    for (int64_t i = 0; i < positions.count; ++i, from += stride, to += pitch) {
+      __builtin_prefetch(from + ahead);
+      widen_row(from, to, points);
+    }
+  }
+}
+
 // The kernel values of a row, widened: tap after tap, result after result, `pitch` for each. Those that lie
 // `ahead` will be widened next.
 template <typename T>
@@ -86,7 +102,7 @@ class PixelGather {
         weight_strides_(plan.problem.w),
         transposed_(plan.operation == Operation::kTranspose),
         in_place_(!kWidens && strides_.channel == 1),
-        widens_points_(kWidens && plan.tap_stride == 1 && !transposed_),
+        widening_(choose_widening()),
         found_(found_strides()),
         links_(plan, item, found_, scratch),
         staged_(reinterpret_cast<S*>(scratch)),
@@ -111,7 +127,7 @@ class PixelGather {
     const int64_t most = dense && item_.groups == 1 ? larger(1, plan_.row_pitch / length) : 1;
     // Results in place are computed for all groups block by block.
     const int64_t groups = in_place_ ? item_.groups : 1;
-    fetch_next_values();
+    if (plan_.few_values) begin_few_values();
     for (int64_t d = 0; d < item_.count[kDepth]; ++d) {
       int64_t together;
       for (int64_t h = 0; h < rows; h += together) {
@@ -139,35 +155,45 @@ class PixelGather {
  private:
   using S = Sum<T>;
   static constexpr bool kWidens = sizeof(T) != sizeof(S);
-  // Kernel values of a whole item that find room in the cache beside another's.
-  static constexpr int64_t kFewBytes = 80 * 1024;
 
-  // Narrow kernel values that lie together are widened a row of positions at a time, and found there.
+  // How narrow kernel values are widened, and in what units at a time.
+  enum class Widening {
+    kNone,
+    kFew,         // all of an item
+    kPoints,      // of a row of results, position after position
+    kKernelRows,  // of a row of results, whose kernel values belong to several rows of positions
+    kTaps         // of a row of results, tap after tap
+  };
+  Widening choose_widening() const {
+    if (!kWidens) return Widening::kNone;
+    if (plan_.few_values) return Widening::kFew;
+    if (plan_.tap_stride != 1) return Widening::kTaps;
+    return transposed_ ? Widening::kKernelRows : Widening::kPoints;
+  }
+
+  // How kernel values are found once they are widened.
   WeightStrides found_strides() const {
     WeightStrides found = weight_strides_;
-    if (widens_points_) {
-      const AxisPlan& width = plan_.axis[kWidth];
-      found.kernel[kWidth] = 1;
+    const AxisPlan& width = plan_.axis[kWidth];
+    if (widening_ == Widening::kPoints) {
       found.kernel[kHeight] = width.kernel;
       found.kernel[kDepth] = width.kernel * plan_.axis[kHeight].kernel;
       found.space[kDepth] = found.space[kHeight] = 0;
       found.space[kWidth] = plan_.sums_pitch;
+    } else if (widening_ == Widening::kKernelRows) {
+      found.space[kWidth] = plan_.values_pitch;
     }
+    if (widening_ == Widening::kPoints || widening_ == Widening::kKernelRows) found.kernel[kWidth] = 1;
     return found;
   }
 
-  // Kernel values that the next item has all to itself, if there are few: in the order of memory, a line
-  // once, where rows would fetch lines that they share with other rows.
-  void fetch_next_values() {
-    const Problem& problem = plan_.problem;
-    const int64_t positions = problem.output[kDepth] * problem.output[kHeight] * problem.output[kWidth];
-    const int64_t values = positions * plan_.points;
-    const bool whole = plan_.axis[kDepth].tiles == 1 && plan_.axis[kHeight].tiles == 1 &&
-                       plan_.axis[kWidth].tiles == 1 && plan_.tap_stride == positions;
-    fetches_whole_ = !kWidens && whole && values * static_cast<int64_t>(sizeof(T)) <= kFewBytes &&
-                     next_weights_ != weights_;
-    if (!fetches_whole_) return;
-    fetches_.item.add(next_weights_, 1, 0, values);
+  // Few kernel values are widened all at once, or else fetched for the next item in the order of memory, a
+  // line once, where rows would fetch lines that they share with other rows.
+  void begin_few_values() {
+    const int64_t count = plan_.points * plan_.tap_stride;
+    if constexpr (kWidens) widen_row(weights_, values_, count);
+    if (next_weights_ == weights_) return;
+    fetches_.item.add(next_weights_, 1, 0, count);
     fetches_.item.start(item_.count[kDepth] * item_.count[kHeight] * links_.blocks());
   }
 
@@ -182,7 +208,7 @@ class PixelGather {
     }
     links_.meet_rows(d, h, [&](const Meeting& plane, const Meeting& row) {
       return rolling_.find(plane.slot, plane.position, row.position,
-                           [&](int64_t place, const T* from) { stage_row(place, from); });
+                           [&](int64_t place, bool, const T* from) { stage_row(place, from); });
     });
     fetches_.row.clear();
     if (h + 1 == item_.count[kHeight]) return;
@@ -210,9 +236,14 @@ class PixelGather {
   INVOLUTION_INLINE void gather(int64_t d, int64_t h, int64_t group, int64_t groups, T* to, S* results) {
     const int64_t phases = plan_.axis[kWidth].phases, pitch = plan_.pixel_pitch;
     const T* weights = weights_ + group * weight_strides_.group;
-    if (widens_points_) {
+    const Window positions =
+        window_of(plan_, item_, kWidth);  // of the kernel values of a transposed operation
+    if (widening_ == Widening::kPoints) {
       widen_points(weights + row_offset(d, h), weight_strides_.space[kWidth], weight_strides_.space[kHeight],
                    item_.count[kWidth], plan_.points, values_, plan_.sums_pitch);
+    } else if (widening_ == Widening::kKernelRows) {
+      widen_kernel_rows(weights, weight_strides_.space[kWidth], next_row(d, h), positions,
+                        plan_.axis[kWidth].kernel, links_, values_, plan_.values_pitch);
     }
     for (int64_t p = 0; p < links_.phase_count; ++p) {
       const Target target{0, 0, links_.row_count};
@@ -230,13 +261,18 @@ class PixelGather {
                        Expected::kNone,
                        0,
                        false};
-      if (widens_points_) {
-        row.weights = values_ - item_.first[kWidth] * plan_.sums_pitch;
-      } else if constexpr (kWidens) {
-        stage_values(weights, next_row(d, h), plan_.row_pitch, links_, values_, row);
-      } else {
+      if constexpr (!kWidens) {
         row.weights = weights;
         expect_values(d, h, row);
+      } else if (widening_ == Widening::kFew) {
+        row.weights = values_;
+      } else if (widening_ == Widening::kPoints) {
+        row.weights = values_ - item_.first[kWidth] * plan_.sums_pitch;
+      } else if (widening_ == Widening::kKernelRows) {
+        row.rows = links_.staged_rows;
+        row.weights = values_ - positions.first * plan_.values_pitch;
+      } else {
+        stage_values(weights, next_row(d, h), plan_.row_pitch, links_, values_, row);
       }
       if (!in_place_) {
         sum_row<kVectors>(row, RowResults<S>{results + p * pitch, 0, phases * pitch, pitch}, fetches_);
@@ -266,7 +302,7 @@ class PixelGather {
 
   // Which kernel values a row fetches.
   INVOLUTION_INLINE void expect_values(int64_t d, int64_t h, LinkedRow<S>& row) const {
-    if (fetches_whole_) return;
+    if (plan_.few_values) return;
     if (row.advance == 1) {
       row.expected = Expected::kRuns;
       row.ahead = next_row(d, h);
@@ -286,7 +322,7 @@ class PixelGather {
   const WeightStrides& weight_strides_;
   const bool transposed_;
   const bool in_place_;
-  const bool widens_points_;
+  const Widening widening_;
   const WeightStrides found_;
   RowLinks links_;
   S* const staged_;
@@ -296,7 +332,6 @@ class PixelGather {
   const T* const weights_;
   const T* const next_weights_;
   T* result_;
-  bool fetches_whole_ = false;
   Fetches fetches_;
 };
 

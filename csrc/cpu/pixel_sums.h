@@ -121,7 +121,7 @@ void sum_blocks(const LinkedRow<S>& row, const TapChain& chain, bool adds, int64
             for (int i = 0; i < kTaps; ++i) __builtin_prefetch(values + ahead + i * (1 + turn));
           } else if (expected == Expected::kPositions) {
 #pragma GCC unroll 16
-            for (int p = 0; p < kResults; ++p) __builtin_prefetch(values + ahead + p * advance);
+            for (int p = 0; p < kResults; ++p) __builtin_prefetch(values + ahead + p * advance, 0, 2);
           }
 #pragma GCC unroll 32
           for (int s = 0; s < kResults + kTaps - 1; ++s) {
