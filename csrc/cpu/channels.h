@@ -39,7 +39,7 @@ void widen_kernel_rows(const T* weights, int64_t stride, int64_t ahead, Window p
     const T* from = weights + links.rows[l].weight + positions.first * stride;
     links.staged_rows[l] = {l * positions.count * pitch, links.rows[l].source};
     for (int64_t i = 0; i < positions.count; ++i, from += stride, to += pitch) {
-      __builtin_prefetch(from + ahead);
+      expect_line(from + ahead);
       widen_row(from, to, points);
     }
   }
@@ -65,7 +65,7 @@ void stage_values(const T* weights, int64_t ahead, int64_t pitch, const RowLinks
       const int64_t step = advance + chain.turn;  // from tap to tap
       const T* values = weights + links.rows[l].weight + chain.weight;
       Sum<T>* to = staged + links.staged_rows[l].weight + links.staged_chains[c].weight;
-      for (int64_t j = 0; advance != 1 && j < length; ++j) __builtin_prefetch(values + ahead + j * advance);
+      for (int64_t j = 0; advance != 1 && j < length; ++j) expect_line(values + ahead + j * advance);
       if (advance != 1 && step == 1 && chain.first <= 0 && chain.last >= length + chain.count - 1) {
         copy_in(values, 1, advance, to, pitch, chain.count, length);
         continue;

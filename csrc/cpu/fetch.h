@@ -7,12 +7,16 @@ namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
 constexpr int64_t kLineBytes = 64;
 
+// The line at `from`, to the second-level cache: what comes to the first before its time takes room and
+// buffers there that the work at hand needs.
+INVOLUTION_INLINE void expect_line(const void* from) { __builtin_prefetch(from, 0, 2); }
+
 // `count` elements that follow each other.
 template <typename T>
 INVOLUTION_INLINE void expect_run(const T* from, int64_t count) {
   constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i);
-  __builtin_prefetch(from + count - 1);
+  for (int64_t i = 0; i < count; i += kLine) expect_line(from + i);
+  expect_line(from + count - 1);
 }
 
 // Runs of memory that are fetched a share at a time: all at once would wait for each other.
@@ -39,7 +43,7 @@ class FetchQueue {
   INVOLUTION_INLINE void step() {
     for (int64_t left = share_; left > 0 && count_ > 0; --left) {
       Entry& entry = entries_[count_ - 1];
-      __builtin_prefetch(entry.first + line_ * kLineBytes, 0, 2);
+      expect_line(entry.first + line_ * kLineBytes);
       if (++line_ < entry.lines) continue;
       line_ = 0;
       entry.first += entry.pitch;

@@ -59,7 +59,7 @@ INVOLUTION_INLINE void gather_stretch(const GatherRows<W, S>& rows, const Tap* t
 #pragma GCC unroll 2
     for (int r = kFirst; r < kLast; ++r) {
       const W* const from = weights + taps[t].weight[r];
-      __builtin_prefetch(from + rows.ahead);
+      expect_line(from + rows.ahead);
       load_weights<kVectors, kAll>(from, taps[t], j, weight[r - kFirst]);
     }
     const S* source = sources + taps[t].source;

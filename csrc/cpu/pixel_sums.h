@@ -118,10 +118,10 @@ void sum_blocks(const LinkedRow<S>& row, const TapChain& chain, bool adds, int64
           const S* pixels = source + rows[l].source;
           if (expected == Expected::kRuns) {
 #pragma GCC unroll 8
-            for (int i = 0; i < kTaps; ++i) __builtin_prefetch(values + ahead + i * (1 + turn));
+            for (int i = 0; i < kTaps; ++i) expect_line(values + ahead + i * (1 + turn));
           } else if (expected == Expected::kPositions) {
 #pragma GCC unroll 16
-            for (int p = 0; p < kResults; ++p) __builtin_prefetch(values + ahead + p * advance, 0, 2);
+            for (int p = 0; p < kResults; ++p) expect_line(values + ahead + p * advance);
           }
 #pragma GCC unroll 32
           for (int s = 0; s < kResults + kTaps - 1; ++s) {
