@@ -51,7 +51,7 @@ INVOLUTION_INLINE void correlate_vector(const Correlation<S>& all, const Tap* ta
     if (all.direct == nullptr) continue;
 #pragma GCC unroll 2
     for (int r = kFirst; r < kLast; ++r)
-      __builtin_prefetch(all.direct + taps[t].weight[r] + j + all.ahead, 1);
+      expect_line(all.direct + taps[t].weight[r] + j + all.ahead);
   }
   const S* query = all.query + kFirst * all.query_row + j;
   int64_t offset = 0;
@@ -146,7 +146,7 @@ INVOLUTION_INLINE void expect_weights(const TapList& list, int row, const T* wei
     const T* first = weights + list.taps[t].weight[row];
     for (int64_t j = 0; j < length; ++j) {
       for (int64_t i = 0; i < count + kLine - 1; i += kLine)
-        __builtin_prefetch(first + j * stride + smaller(i, count - 1), 1);
+        expect_line(first + j * stride + smaller(i, count - 1));
     }
   });
 }
