@@ -194,7 +194,7 @@ class PixelGather {
     if constexpr (kWidens) widen_row(weights_, values_, count);
     if (next_weights_ == weights_) return;
     fetches_.item.add(next_weights_, 1, 0, count);
-    fetches_.item.start(item_.count[kDepth] * item_.count[kHeight] * links_.blocks());
+    fetches_.item.start(item_.count[kDepth] * item_.count[kHeight] * item_.groups * links_.blocks());
   }
 
   // Lists the rows that the row (d, h) of results meets; those of the next one are fetched while it is
@@ -215,7 +215,7 @@ class PixelGather {
     links_.for_each(d, h + 1, [&](const Meeting& plane, const Meeting& row) {
       rolling_.fetch(plane.slot, plane.position, row.position, fetches_.row);
     });
-    fetches_.row.start(links_.blocks());
+    fetches_.row.start(item_.groups * links_.blocks());
   }
 
   // A row of all groups, or zeros.

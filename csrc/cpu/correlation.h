@@ -50,8 +50,7 @@ INVOLUTION_INLINE void correlate_vector(const Correlation<S>& all, const Tap* ta
     key[t] = all.key + taps[t].source + j;
     if (all.direct == nullptr) continue;
 #pragma GCC unroll 2
-    for (int r = kFirst; r < kLast; ++r)
-      expect_line(all.direct + taps[t].weight[r] + j + all.ahead);
+    for (int r = kFirst; r < kLast; ++r) expect_line(all.direct + taps[t].weight[r] + j + all.ahead);
   }
   const S* query = all.query + kFirst * all.query_row + j;
   int64_t offset = 0;

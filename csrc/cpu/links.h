@@ -113,11 +113,12 @@ class RowLinks {
     });
   }
 
-  // Blocks of a row of results.
+  // Blocks of a row of results, each counted once for every chain.
   int64_t blocks() const {
     int64_t count = 0;
     for (int64_t p = 0; p < phase_count; ++p)
-      count += (phases[p].length + phases[p].block - 1) / phases[p].block;
+      count += (phases[p].length + phases[p].block - 1) / phases[p].block *
+               larger(1, phases[p].end - phases[p].begin);
     return count;
   }
 

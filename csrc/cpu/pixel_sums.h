@@ -92,13 +92,13 @@ void sum_blocks(const LinkedRow<S>& row, const TapChain& chain, bool adds, int64
   const Expected expected = row.expected;
   const RowLink* const rows = row.rows;
   for (; begin < end; begin += kResults) {
-    fetches.step();
     const int64_t j = smaller(begin, row.phase.length - kResults);
     const int64_t first = chain.first - j, last = chain.last - j;
     const S* weights = row.weights + chain.weight + j * advance;
     const S* source = row.source + chain.source + j * kVectors * L;
     R* group = results.first + j * pitch;
     for (int64_t g = 0; g < row.groups; ++g) {
+      fetches.step();
       for (int64_t t = 0; t < row.target_count; ++t) {
         const Target& target = row.targets[t];
         R* to = group + target.to;
@@ -191,7 +191,7 @@ void sum_chain(const LinkedRow<S>& row, const TapChain& chain, bool adds, const 
   }
 }
 
-// All results of the row. What is fetched meanwhile takes a step with every block.
+// All results of the row. What is fetched meanwhile takes a step with every block of every chain and group.
 template <int kVectors, int kIndex = 0, typename S, typename R>
 void sum_row(const LinkedRow<S>& row, const RowResults<R>& results, Fetches& fetches) {
   constexpr int kResults = kBlocks[kIndex];

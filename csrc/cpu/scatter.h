@@ -114,7 +114,7 @@ class Scatter {
       expect(source + r * from_.space[kHeight] + positions_.first * from_.space[kWidth], from_,
              positions_.count, item_.channels + (item_.groups - 1) * problem_.channels_per_group,
              fetches_.row);
-    fetches_.row.start(links_.blocks() * item_.groups / groups);
+    fetches_.row.start(links_.blocks() * item_.groups);
     const int64_t targets = link_rows(p, rows);
     for (int64_t g = 0; g < item_.groups; g += groups) {
       for (int64_t i = 0; i < groups; ++i) {
