@@ -17,15 +17,15 @@ template <typename T>
 INVOLUTION_INLINE void scatter_pixels(const Plan& plan, const T* from, int64_t channel_stride, int64_t rows,
                                       int64_t first, int64_t last, int64_t shift, int64_t channels,
                                       Sum<T>* staged) {
-  constexpr int L = kLanes<T>;
+  constexpr int E = kEdge<Sum<T>>;
   const AxisPlan& width = plan.axis[kWidth];
   const int64_t pitch = plan.pixel_pitch;
   const int64_t* slot_of = width.slot_of - shift - width.lowest;
   const int64_t count = rows * (last - first);
   int64_t position = first;
-  for (int64_t i = 0; i < count; i += L) {
-    const int64_t pixels = smaller(L, count - i);
-    Sum<T>* to[L];
+  for (int64_t i = 0; i < count; i += E) {
+    const int64_t pixels = smaller(E, count - i);
+    Sum<T>* to[E] = {};
     for (int64_t l = 0; l < pixels; ++l) {
       const int64_t slot = slot_of[position];
       to[l] = slot < 0 ? nullptr : staged + slot * pitch;
@@ -34,17 +34,17 @@ INVOLUTION_INLINE void scatter_pixels(const Plan& plan, const T* from, int64_t c
         staged += width.slots * pitch;
       }
     }
-    for (int64_t c = 0; c < pitch; c += L) {
-      Vector<T> square[L] = {};
+    for (int64_t c = 0; c < pitch; c += E) {
+      EdgeVector<Sum<T>> square[E] = {};
       const T* square_from = from + i + c * channel_stride;
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) {
-        if (c + l < channels) square[l] = load_some(square_from + l * channel_stride, pixels);
+#pragma GCC unroll 8
+      for (int l = 0; l < E; ++l) {
+        if (c + l < channels) square[l] = load_edge(square_from + l * channel_stride, 0, pixels);
       }
       transpose_square(square);
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) {
-        if (l < pixels && to[l] != nullptr) store(to[l] + c, square[l]);
+#pragma GCC unroll 8
+      for (int l = 0; l < E; ++l) {
+        if (to[l] != nullptr) store_as(to[l] + c, square[l], E);
       }
     }
   }

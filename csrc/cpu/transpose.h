@@ -26,10 +26,10 @@ INVOLUTION_INLINE V shuffle(V a, V b) {
 }
 
 // Exchanges elements (i, j + kHalf) and (i + kHalf, j) within every square of 2*kHalf by 2*kHalf elements.
-template <int kHalf, typename V, int kEdge, int... kLane>
-INVOLUTION_INLINE void exchange(V (&rows)[kEdge], LaneList<kLane...>) {
+template <int kHalf, typename V, int kSize, int... kLane>
+INVOLUTION_INLINE void exchange(V (&rows)[kSize], LaneList<kLane...>) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kEdge; ++i) {
+  for (int i = 0; i < kSize; ++i) {
     if (i & kHalf) continue;
     constexpr int kLast = sizeof...(kLane);
     const V a = rows[i], b = rows[i + kHalf];
@@ -38,12 +38,11 @@ INVOLUTION_INLINE void exchange(V (&rows)[kEdge], LaneList<kLane...>) {
   }
 }
 
-template <typename V, int kEdge>
-INVOLUTION_INLINE void transpose_square(V (&rows)[kEdge]) {
-  using Lanes = typename MakeLaneList<kEdge>::type;
-  if constexpr (kEdge >= 16) exchange<8>(rows, Lanes{});
-  if constexpr (kEdge >= 8) exchange<4>(rows, Lanes{});
-  if constexpr (kEdge >= 4) exchange<2>(rows, Lanes{});
+template <typename V, int kSize>
+INVOLUTION_INLINE void transpose_square(V (&rows)[kSize]) {
+  using Lanes = typename MakeLaneList<kSize>::type;
+  if constexpr (kSize >= 8) exchange<4>(rows, Lanes{});
+  if constexpr (kSize >= 4) exchange<2>(rows, Lanes{});
   exchange<1>(rows, Lanes{});
 }
 
@@ -54,6 +53,47 @@ INVOLUTION_INLINE Vector<T> load_some(const T* from, int64_t count) {
 template <typename T>
 INVOLUTION_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
   count >= kLanes<T> ? store(to, value) : store_lanes(to, value, count);
+}
+
+// Squares of this many elements: eight at most. To take sixteen by sixteen at once needs a third more
+// shuffles, of vectors that some processors take apart; and narrow maps would fill it less.
+template <typename S>
+constexpr int kEdge = kLanes<S> < 8 ? kLanes<S> : 8;
+template <typename V, bool kHalf>
+struct EdgeOf {
+  using type = V;
+};
+template <typename V>
+struct EdgeOf<V, true> {
+  using type = typename HalfOf<V>::type;
+};
+template <typename S>
+using EdgeVector = typename EdgeOf<Vector<S>, (kLanes<S> > 8)>::type;
+
+// The elements first <= i < last of an edge, widened; the others are zero, and not touched in memory.
+template <typename T>
+INVOLUTION_INLINE EdgeVector<Sum<T>> load_edge(const T* from, int64_t first, int64_t last) {
+  constexpr int E = kEdge<Sum<T>>;
+  if constexpr (kLanes<T> == E) {
+    return first == 0 && last == E ? load(from) : load_lanes(from, first, last);
+  } else if constexpr (sizeof(T) == sizeof(Sum<T>)) {
+    return first == 0 && last == E ? load_as<EdgeVector<T>>(from)
+                                   : EdgeVector<T>(lower_half(load_lanes(from, first, last)));
+  } else {
+    return lower_half(load_lanes(from, first, last));
+  }
+}
+
+// The first `count` elements of an edge, narrowed.
+template <typename T>
+INVOLUTION_INLINE void store_edge(T* to, const EdgeVector<Sum<T>>& value, int64_t count) {
+  if constexpr (kLanes<T> == kEdge<Sum<T>>) {
+    store_some(to, value, count);
+  } else if constexpr (sizeof(T) == sizeof(Sum<T>)) {
+    store_as(to, value, count);
+  } else {
+    store_lanes(to, whole_of(value), count);
+  }
 }
 
 // The same as copy_transposed, of one column of `rows` elements.
@@ -70,33 +110,28 @@ INVOLUTION_INLINE void copy_column(const S* from, S* to, int64_t to_pitch, int64
 template <typename From, typename To>
 void copy_transposed(const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t rows,
                      int64_t columns) {
-  constexpr int kEdge = kLanes<From>;
+  constexpr int E = kEdge<Sum<From>>;
   // A square costs as much as this many columns one by one: those of a kernel's 49 points that are left
   // over, say.
   constexpr int64_t kFewColumns = 2;
-  const int64_t left = columns % kEdge;
+  const int64_t left = columns % E;
   const int64_t squares = left <= kFewColumns ? columns - left : columns;
   // What lies together in `to` is written together.
-  for (int64_t i = 0; i < rows; i += kEdge) {
-    const int64_t square_rows = rows - i < kEdge ? rows - i : kEdge;
-    for (int64_t j = 0; j < squares; j += kEdge) {
-      const int64_t square_columns = columns - j < kEdge ? columns - j : kEdge;
-      Vector<From> square[kEdge] = {};
+  for (int64_t i = 0; i < rows; i += E) {
+    const int64_t square_rows = rows - i < E ? rows - i : E;
+    for (int64_t j = 0; j < squares; j += E) {
+      const int64_t square_columns = columns - j < E ? columns - j : E;
+      EdgeVector<Sum<From>> square[E] = {};
       const From* first = from + j * from_pitch + i;
-#pragma GCC unroll 16
-      for (int l = 0; l < kEdge; ++l) {
-        if (l < square_columns) square[l] = load_some(first + l * from_pitch, square_rows);
+#pragma GCC unroll 8
+      for (int l = 0; l < E; ++l) {
+        if (l < square_columns) square[l] = load_edge(first + l * from_pitch, 0, square_rows);
       }
       transpose_square(square);
       To* out = to + i * to_pitch + j;
-      if (square_rows == kEdge && square_columns == kEdge) {
-#pragma GCC unroll 16
-        for (int l = 0; l < kEdge; ++l) store(out + l * to_pitch, square[l]);
-        continue;
-      }
-#pragma GCC unroll 16
-      for (int l = 0; l < kEdge; ++l) {
-        if (l < square_rows) store_some(out + l * to_pitch, square[l], square_columns);
+#pragma GCC unroll 8
+      for (int l = 0; l < E; ++l) {
+        if (l < square_rows) store_edge(out + l * to_pitch, square[l], square_columns);
       }
     }
     for (int64_t j = squares; j < columns; ++j)

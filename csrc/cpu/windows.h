@@ -15,25 +15,12 @@ namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 // Elements of a vector: the widest kernel.
 constexpr int kWindow = 8;
 template <typename S>
-constexpr bool kHasWindows = kLanes<S> >= kWindow;
+constexpr bool kHasWindows = kEdge<S> == kWindow;
 
 template <int kCount>
 struct Count {
   static constexpr int value = kCount;
 };
-
-template <typename S>
-struct WindowOf;
-template <>
-struct WindowOf<float> {
-  typedef float type __attribute__((vector_size(kWindow * sizeof(float))));
-};
-template <>
-struct WindowOf<double> {
-  typedef double type __attribute__((vector_size(kWindow * sizeof(double))));
-};
-template <typename S>
-using WindowVector = typename WindowOf<S>::type;
 
 // Rows of results of one group that are computed together, and what they are made of.
 template <typename S>
@@ -64,7 +51,7 @@ struct WindowResults {
 template <int kResults, int kTaps, int kStep, typename S>
 void correlate_windows(const WindowRows<S>& from, int64_t begin, int64_t end, const WindowResults<S>& results,
                        bool last, Fetches& fetches) {
-  using V = WindowVector<S>;
+  using V = EdgeVector<S>;
   constexpr int kRows = (kResults - 1) * kStep + kTaps;
   const S* key[kRows];
 #pragma GCC unroll 16
@@ -121,28 +108,6 @@ void correlate_plane(WindowRows<S> from, int64_t begin, int64_t end, WindowResul
   some(Count<1>{});
 }
 
-// The elements first <= i < last of eight, widened; the others are zero, and not touched in memory.
-template <typename T>
-INVOLUTION_INLINE WindowVector<Sum<T>> load_window(const T* from, int64_t first, int64_t last) {
-  if constexpr (kLanes<T> == kWindow) {
-    return first == 0 && last == kWindow ? load(from) : load_lanes(from, first, last);
-  } else {
-    return lower_half(load_lanes(from, first, last));
-  }
-}
-
-// The first `count` of eight, narrowed.
-template <typename T>
-INVOLUTION_INLINE void store_window(T* to, const WindowVector<Sum<T>>& value, int64_t count) {
-  if constexpr (kLanes<T> == kWindow) {
-    store_some(to, value, count);
-  } else if constexpr (sizeof(T) == sizeof(Sum<T>)) {
-    store_as(to, value, count);
-  } else {
-    store_lanes(to, whole_of(value), count);
-  }
-}
-
 // The sums of `count` positions, `rows` vectors of `width` kernel points each, to planes of positions that
 // follow each other, `stride` from one kernel point's to the next one's.
 template <typename T>
@@ -152,15 +117,15 @@ void store_planes(const Sum<T>* sums, int64_t pitch, T* to, int64_t stride, int6
     // The last vector begins earlier where they do not come out even.
     const int64_t i = larger(0, smaller(next, count - kWindow)), some = smaller(kWindow, count);
     for (int64_t r = 0; r < rows; ++r) {
-      WindowVector<Sum<T>> square[kWindow];
+      EdgeVector<Sum<T>> square[kWindow];
       const Sum<T>* from = sums + i * pitch + r * kWindow;
 #pragma GCC unroll 8
       for (int l = 0; l < kWindow; ++l)
-        square[l] = load_as<WindowVector<Sum<T>>>(from + smaller(l, some - 1) * pitch);
+        square[l] = load_as<EdgeVector<Sum<T>>>(from + smaller(l, some - 1) * pitch);
       transpose_square(square);
 #pragma GCC unroll 8
       for (int k = 0; k < kWindow; ++k) {
-        if (k < width) store_window(to + i + (r * width + k) * stride, square[k], some);
+        if (k < width) store_edge(to + i + (r * width + k) * stride, square[k], some);
       }
     }
   }
@@ -170,17 +135,17 @@ void store_planes(const Sum<T>* sums, int64_t pitch, T* to, int64_t stride, int6
 template <typename T>
 INVOLUTION_INLINE void stage_block(const T* from, int64_t stride, int64_t channel_stride, int64_t begin,
                                    int64_t end, Sum<T>* to, int64_t pitch, int64_t channels) {
-  using V = WindowVector<Sum<T>>;
+  using V = EdgeVector<Sum<T>>;
   if (stride == 1) {
     for (int64_t c = 0; c < channels; ++c)
-      store_as(to + c * pitch, load_window(from + c * channel_stride, begin, end), kWindow);
+      store_as(to + c * pitch, load_edge(from + c * channel_stride, begin, end), kWindow);
   } else if (channel_stride == 1) {
     for (int64_t c = 0; c < channels; c += kWindow) {
       const int64_t some = smaller(kWindow, channels - c);
       V square[kWindow] = {};
 #pragma GCC unroll 8
       for (int i = 0; i < kWindow; ++i) {
-        if (i >= begin && i < end) square[i] = load_window(from + i * stride + c, 0, some);
+        if (i >= begin && i < end) square[i] = load_edge(from + i * stride + c, 0, some);
       }
       transpose_square(square);
 #pragma GCC unroll 8
@@ -217,8 +182,7 @@ void stage_windows(const Plan& plan, const Item& item, const T* from, Sum<T>* to
       const int64_t begin = larger(0, inside - s), end = smaller(kWindow, outside - s);
       const T* const block = first + g * group_stride + s * strides.space[kWidth];
       if (from == nullptr) {
-        for (int64_t c = 0; c < channels; ++c)
-          store_as(slots + c * pitch + s, WindowVector<Sum<T>>{}, kWindow);
+        for (int64_t c = 0; c < channels; ++c) store_as(slots + c * pitch + s, EdgeVector<Sum<T>>{}, kWindow);
       } else {
         stage_block(block, strides.space[kWidth], strides.channel, begin, end, slots + s, pitch, channels);
       }
