@@ -105,7 +105,7 @@ struct Plan {
   int64_t sums_pitch;      // elements of a position's kernel points in scratch that has them side by side
   int64_t values_pitch;    // elements of a position's part of a kernel row there
   int64_t rows_summed;     // of results at a time, if they are scattered
-  int64_t rows_sharing;    // of results that are computed together, if they are windows' sums
+  int64_t rows_sharing;    // of results whose windows overlap, or of the source that are scattered
   int64_t rolling;         // rows of a plane of the source that are kept, if they are staged as they are met
   int64_t row_pitch;       // elements of a row of scratch that holds a tile's width
   int64_t points;          // of the kernel
