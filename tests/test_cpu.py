@@ -81,7 +81,9 @@ GEOMETRIES = {
     "windows, wide padding": Case(1, 1, 4, (3, 2), (7, 7), (1, 1), (12, 12), (1, 1)),
     # More positions between a tile's first and last than it meets.
     "channels, dilation beyond a tile": Case(1, 2, 16, (4, 560), (2, 3), (1, 1), (0, 200), (1, 200)),
-    "channels, stride and dilation beyond a tile": Case(1, 2, 16, (4, 620), (2, 3), (1, 2), (0, 200), (1, 201)),
+    "channels, stride and dilation beyond a tile": Case(
+        1, 2, 16, (4, 620), (2, 3), (1, 2), (0, 200), (1, 201)
+    ),
     "volume, strided": Case(1, 1, 5, (7, 8, 19), (2, 3, 3), (2, 1, 2), (1, 1, 1), (1, 2, 1)),
 }
 EACH_GEOMETRY = pytest.mark.parametrize("name", GEOMETRIES)
