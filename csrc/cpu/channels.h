@@ -102,6 +102,7 @@ class PixelGather {
         weight_strides_(plan.problem.w),
         transposed_(plan.operation == Operation::kTranspose),
         in_place_(!kWidens && strides_.channel == 1),
+        positions_(window_of(plan, item, kWidth)),
         widening_(choose_widening()),
         found_(found_strides()),
         links_(plan, item, found_, scratch),
@@ -111,10 +112,7 @@ class PixelGather {
         results_(reinterpret_cast<S*>(scratch + plan.result_offset)),
         weights_(group_weights(plan, item, weights)),
         next_weights_(next == nullptr ? weights_ : group_weights(plan, *next, weights)),
-        result_(result) {
-    const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
-    result_ += item.batch * strides_.batch + channel * strides_.channel;
-    for (int axis = 0; axis < 3; ++axis) result_ += item.first[axis] * strides_.space[axis];
+        result_(first_channel(plan, item, strides_, result) + tile_offset(item, strides_.space)) {
     if (plan.rolling == 0) stage_pixels(plan, item, source, staged_);
     links_.collect(best_block<S, kVectors>);
   }
@@ -236,13 +234,11 @@ class PixelGather {
   INVOLUTION_INLINE void gather(int64_t d, int64_t h, int64_t group, int64_t groups, T* to, S* results) {
     const int64_t phases = plan_.axis[kWidth].phases, pitch = plan_.pixel_pitch;
     const T* weights = weights_ + group * weight_strides_.group;
-    const Window positions =
-        window_of(plan_, item_, kWidth);  // of the kernel values of a transposed operation
     if (widening_ == Widening::kPoints) {
       widen_points(weights + row_offset(d, h), weight_strides_.space[kWidth], weight_strides_.space[kHeight],
                    item_.count[kWidth], plan_.points, values_, plan_.sums_pitch);
     } else if (widening_ == Widening::kKernelRows) {
-      widen_kernel_rows(weights, weight_strides_.space[kWidth], next_row(d, h), positions,
+      widen_kernel_rows(weights, weight_strides_.space[kWidth], next_row(d, h), positions_,
                         plan_.axis[kWidth].kernel, links_, values_, plan_.values_pitch);
     }
     for (int64_t p = 0; p < links_.phase_count; ++p) {
@@ -270,7 +266,7 @@ class PixelGather {
         row.weights = values_ - item_.first[kWidth] * plan_.sums_pitch;
       } else if (widening_ == Widening::kKernelRows) {
         row.rows = links_.staged_rows;
-        row.weights = values_ - positions.first * plan_.values_pitch;
+        row.weights = values_ - positions_.first * plan_.values_pitch;
       } else {
         stage_values(weights, next_row(d, h), plan_.row_pitch, links_, values_, row);
       }
@@ -322,6 +318,7 @@ class PixelGather {
   const WeightStrides& weight_strides_;
   const bool transposed_;
   const bool in_place_;
+  const Window positions_;  // along the width of the source, which kernel values of a transpose have
   const Widening widening_;
   const WeightStrides found_;
   RowLinks links_;
@@ -331,7 +328,7 @@ class PixelGather {
   S* const results_;
   const T* const weights_;
   const T* const next_weights_;
-  T* result_;
+  T* const result_;
   Fetches fetches_;
 };
 

@@ -236,8 +236,7 @@ void correlate_item(const Plan& plan, Item& item, const T* query, const T* key, 
   Sum<T>* staged = reinterpret_cast<Sum<T>*>(scratch);
   weights = group_weights(plan, item, weights);
   const T* const query_end = query + plan.query_extent;
-  query += item.batch * strides.batch + item.group * plan.problem.channels_per_group * strides.channel;
-  for (int axis = 0; axis < 3; ++axis) query += item.first[axis] * strides.space[axis];
+  query = first_channel(plan, item, strides, query) + tile_offset(item, strides.space);
 
   for (int64_t block = 0; block < plan.channel_blocks; ++block) {
     set_channels(plan, block, item);

@@ -259,10 +259,8 @@ void gather_item(const Plan& plan, const Item& item, const T* weights, T* result
   TapList list(plan, item, scratch);
   const AxisPlan& width = plan.axis[kWidth];
   const ActivationStrides& strides = plan.result_strides();
-  const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
   weights = group_weights(plan, item, weights);
-  result += item.batch * strides.batch + channel * strides.channel;
-  for (int axis = 0; axis < 3; ++axis) result += item.first[axis] * strides.space[axis];
+  result = first_channel(plan, item, strides, result) + tile_offset(item, strides.space);
 
   for (int64_t d = 0; d < item.count[kDepth]; ++d) {
     int64_t together;

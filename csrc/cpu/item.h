@@ -62,6 +62,20 @@ INVOLUTION_INLINE T* group_weights(const Plan& plan, const Item& item, T* weight
   return weights + item.batch * plan.problem.w.batch + item.group * plan.problem.w.group;
 }
 
+// The first channel of an item's batch entry, in the source or the result.
+template <typename T>
+INVOLUTION_INLINE T* first_channel(const Plan& plan, const Item& item, const ActivationStrides& strides,
+                                   T* activation) {
+  const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
+  return activation + item.batch * strides.batch + channel * strides.channel;
+}
+
+// From the first position of the results to that of the tile.
+INVOLUTION_INLINE int64_t tile_offset(const Item& item, const int64_t (&space)[3]) {
+  return item.first[kDepth] * space[kDepth] + item.first[kHeight] * space[kHeight] +
+         item.first[kWidth] * space[kWidth];
+}
+
 // At least `count` zeros, of which there is room for `room`, at least a vector.
 template <typename S>
 INVOLUTION_INLINE void zero(S* to, int64_t count, int64_t room) {
@@ -183,9 +197,8 @@ class Ahead {
     channel_stride_ = strides.channel;
     row_stride_ = strides.space[kHeight];
     plane_stride_ = strides.space[kDepth];
-    plane_ = source + next->batch * strides.batch +
-             (next->group * plan.problem.channels_per_group + next->channel) * strides.channel +
-             deep.first * plane_stride_ + high.first * row_stride_ + wide.first;
+    plane_ = first_channel(plan, *next, strides, source) + deep.first * plane_stride_ +
+             high.first * row_stride_ + wide.first;
   }
 
   INVOLUTION_INLINE void step() {
@@ -235,8 +248,7 @@ template <typename T>
 void stage(const Plan& plan, const Item& item, const T* source, Sum<T>* staged) {
   const AxisPlan& width = plan.axis[kWidth];
   const ActivationStrides& strides = plan.source_strides();
-  const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
-  source += item.batch * strides.batch + channel * strides.channel;
+  source = first_channel(plan, item, strides, source);
   for_each_row(plan, item, [&](int64_t row, bool exists, int64_t d, int64_t h) {
     Sum<T>* to = staged + row * width.slots;
     if (!exists) {

@@ -109,7 +109,7 @@ void stage_pixels(const Plan& plan, const Item& item, const T* source, Sum<T>* s
   const int64_t group_stride = plan.problem.channels_per_group * strides.channel;
   const int64_t shift = item.tile[kWidth] * width.shift;
   const int64_t first = width.lowest + shift, last = width.highest + 1 + shift;
-  source += item.batch * strides.batch + item.group * group_stride + item.channel * strides.channel;
+  source = first_channel(plan, item, strides, source);
   // Rows that follow each other in memory are one, for the sake of narrow ones.
   const bool dense = scatters(strides) && first <= 0 && last >= width.source &&
                      strides.space[kHeight] == width.source && plan.axis[kHeight].step == 1;
@@ -149,8 +149,7 @@ class RollingSource {
         strides_(plan.source_strides()),
         held_(held),
         window_(window_of(plan, item, kWidth)) {
-    const int64_t channel = item.group * plan.problem.channels_per_group + item.channel;
-    source_ = source + item.batch * strides_.batch + channel * strides_.channel;
+    source_ = first_channel(plan, item, strides_, source);
     for (int64_t i = 0; i < plan.axis[kDepth].slots * plan.rolling; ++i) held_[i] = kNothing;
   }
 

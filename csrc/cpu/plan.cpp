@@ -327,12 +327,10 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
   plan.tap_offset = plan.result_offset + aligned(results * accumulate_bytes);
   int64_t list = taps * static_cast<int64_t>(sizeof(Tap));
   int64_t lists = 3 * depth.kernel * static_cast<int64_t>(sizeof(Stretch));
-  if (quads) {
-    list = (plan.points + depth.slots * plan.rolling) * static_cast<int64_t>(sizeof(int64_t));
-    lists = 0;
-  } else if (windows) {
+  if (quads || windows) {
     const int64_t rows_listed = depth.kernel * ((plan.rows_sharing - 1) * height.step + height.kernel);
-    list = (rows_listed + depth.slots * plan.rolling) * static_cast<int64_t>(sizeof(int64_t));
+    list = ((quads ? plan.points : rows_listed) + depth.slots * plan.rolling) *
+           static_cast<int64_t>(sizeof(int64_t));
     lists = 0;
   } else if (!rows) {
     // Links of an item, and of a row of staged kernel values; and which rows are staged, or targets.
@@ -358,12 +356,10 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
   auto& [depth, height, width] = plan.axis;
   plan.points = depth.kernel * height.kernel * width.kernel;
   choose_form(plan, lanes, kQuadBytes / accumulate_bytes);
+  if (plan.form == Form::kWindows) std::swap(width.advance, width.step);
   // A vector of a row may run over its end.
   set_tile(width, kWidestTile, lanes, plan.form == Form::kRows ? lanes : 0);
   if (plan.form == Form::kWindows) {
-    width.advance = width.step;
-    width.step = 1;
-    set_tile(width, kWidestTile, lanes, 0);
     const int64_t read = width.slots + kWindow - width.kernel;  // the last window's vector runs over
     set_tile(width, kWidestTile, lanes, round_up(read, kWindow) - width.slots);
   }

@@ -9,7 +9,7 @@
 // they are.
 #pragma once
 
-#include "windows.h"
+#include "pixels.h"
 
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
@@ -222,13 +222,8 @@ class QuadCorrelation {
         rolling_(plan, item, key, taps_ + plan.points),
         row_pitch_(plan.quads * plan.axis[kWidth].slots * E),
         group_stride_(plan.problem.channels_per_group * strides_.channel),
-        query_(query),
-        weights_(group_weights(plan, item, weights)) {
-    query_ += item.batch * strides_.batch + item.group * group_stride_;
-    for (int axis = 0; axis < 3; ++axis) {
-      query_ += item.first[axis] * strides_.space[axis];
-      weights_ += item.first[axis] * weight_strides_.space[axis];
-    }
+        query_(first_channel(plan, item, strides_, query) + tile_offset(item, strides_.space)),
+        weights_(group_weights(plan, item, weights) + tile_offset(item, weight_strides_.space)) {
     if (plan.rolling == 0) stage_all(key);
   }
 
@@ -282,8 +277,7 @@ class QuadCorrelation {
 
   void stage_all(const T* key) {
     const ActivationStrides& strides = plan_.source_strides();
-    const int64_t group_stride = plan_.problem.channels_per_group * strides.channel;
-    key += item_.batch * strides.batch + item_.group * group_stride;
+    key = first_channel(plan_, item_, strides, key);
     for_each_row(plan_, item_, [&](int64_t row, bool exists, int64_t d, int64_t h) {
       const T* from = key + d * strides.space[kDepth] + h * strides.space[kHeight];
       stage_quad_row(plan_, item_, exists ? from : nullptr, staged_ + row * row_pitch_);

@@ -38,13 +38,9 @@ class Scatter {
         sums_(reinterpret_cast<S*>(scratch)),
         widened_(reinterpret_cast<S*>(scratch + plan.weight_offset)),
         pixels_(reinterpret_cast<S*>(scratch + plan.result_offset)),
-        source_(source),
+        source_(first_channel(plan, item, from_, source)),
         weights_(group_weights(plan, item, weights)),
-        result_(result) {
-    const int64_t channel = item.group * problem_.channels_per_group + item.channel;
-    source_ += item.batch * from_.batch + channel * from_.channel;
-    result_ += item.batch * strides_.batch + channel * strides_.channel;
-    for (int axis = 0; axis < 3; ++axis) result_ += item.first[axis] * strides_.space[axis];
+        result_(first_channel(plan, item, strides_, result) + tile_offset(item, strides_.space)) {
     links_.collect(best_block<S, kVectors>);
     for (int64_t g = 0; g < item.groups; ++g)
       zero_pixels(row_of(g, 0), plan.rows_summed * item.count[kWidth], pitch_);
@@ -204,9 +200,9 @@ class Scatter {
   S* const sums_;
   S* const widened_;
   S* const pixels_;
-  const T* source_;
+  const T* const source_;
   const T* const weights_;
-  T* result_;
+  T* const result_;
   int64_t finished_ = 0;
   Fetches fetches_;
 };

@@ -79,6 +79,12 @@ struct Pointee<const T*> {
 template <typename T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Sum<T>));
 
+// A number that a generic lambda can take as a constant.
+template <int kCount>
+struct Count {
+  static constexpr int value = kCount;
+};
+
 // The same bits as another type.
 template <typename To, typename From>
 INVOLUTION_INLINE To bits_as(const From& from) {

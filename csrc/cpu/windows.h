@@ -17,11 +17,6 @@ constexpr int kWindow = 8;
 template <typename S>
 constexpr bool kHasWindows = kEdge<S> == kWindow;
 
-template <int kCount>
-struct Count {
-  static constexpr int value = kCount;
-};
-
 // Rows of results of one group that are computed together, and what they are made of.
 template <typename S>
 struct WindowRows {
@@ -250,15 +245,12 @@ class WindowCorrelation {
 
   // The query, and the kernel values, of a row of an item.
   INVOLUTION_INLINE const T* query_at(const Item& item, int64_t h) const {
-    const int64_t channel = item.group * plan_.problem.channels_per_group;
-    return query_ + item.batch * strides_.batch + channel * strides_.channel +
-           item.first[kDepth] * strides_.space[kDepth] + (item.first[kHeight] + h) * strides_.space[kHeight] +
-           item.first[kWidth] * strides_.space[kWidth];
+    return first_channel(plan_, item, strides_, query_) + tile_offset(item, strides_.space) +
+           h * strides_.space[kHeight];
   }
   INVOLUTION_INLINE T* weights_at(const Item& item, int64_t h) const {
-    return group_weights(plan_, item, weights_) + item.first[kDepth] * weight_strides_.space[kDepth] +
-           (item.first[kHeight] + h) * weight_strides_.space[kHeight] +
-           item.first[kWidth] * weight_strides_.space[kWidth];
+    return group_weights(plan_, item, weights_) + tile_offset(item, weight_strides_.space) +
+           h * weight_strides_.space[kHeight];
   }
 
   // What will be computed next: the query of the rows from h on, and the lines that their results go to where
