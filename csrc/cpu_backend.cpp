@@ -35,9 +35,8 @@ class CpuBackend {
   void run(Operation operation, const Problem& problem, const at::Tensor& a, const at::Tensor& b,
            at::Tensor& out) {
     const cpu::RunItems run_items = kernel_of(out.scalar_type());
-    const int64_t accumulate_bytes = std::max<int64_t>(4, out.element_size());
-    const cpu::Plan plan = cpu::make_plan(operation, problem, accumulate_bytes,
-                                          kernels().vector_bytes / accumulate_bytes, at::get_num_threads());
+    const cpu::Plan plan =
+        cpu::make_plan(operation, problem, out.element_size(), kernels().vector_bytes, at::get_num_threads());
     const void* a_data = a.const_data_ptr();
     const void* b_data = b.const_data_ptr();
     void* out_data = out.mutable_data_ptr();

@@ -13,10 +13,11 @@ constexpr int kMostTaps = 8;
 constexpr int64_t kShortRow = 32;
 constexpr int kMostPairedTaps = kRegisters < 32 ? (kRegisters - 4) / 2 : kMostTaps;
 
-// Where the sums of a row go: to memory where they follow each other there and are not narrowed, else to
-// `sums`, one row of `pitch` for each tap, which also holds the sums of earlier channels.
-template <typename S>
+// Where the sums of a row go: to memory where they follow each other there, else to `sums`, one row of
+// `pitch` for each tap, which also holds the sums of earlier channels.
+template <typename T>
 struct Correlation {
+  using S = Sum<T>;
   const S* query;       // read in whole vectors
   int64_t query_pitch;  // from channel to channel
   int64_t query_row;    // and from row to row of results
@@ -25,23 +26,37 @@ struct Correlation {
   int64_t channels;
   int64_t length;
   int64_t pitch;
-  bool first;     // there are no earlier channels
-  S* direct;      // or null
-  int64_t ahead;  // from `direct` to the rows after these
+  bool first;         // there are no earlier channels
+  T* direct;          // or null
+  int64_t ahead;      // from `direct` to the rows after these
+  int64_t first_row;  // 1 if the second row alone is computed
 };
 
-// The results from j on that a vector holds.
-template <int kFirst, int kLast, int kTaps, typename V, typename S>
-INVOLUTION_INLINE void correlate_vector(const Correlation<S>& all, const Tap* taps, S* sums, int64_t sums_row,
-                                        int64_t j) {
-  constexpr int kRows = kLast - kFirst;
+// The first `count` sums of a vector or a half, narrowed.
+template <typename T, typename V>
+INVOLUTION_INLINE void store_narrowed(T* to, const V& sums, int64_t count) {
+  if constexpr (sizeof(T) == sizeof(Sum<T>)) {
+    store_as(to, sums, count);
+  } else if constexpr (sizeof(V) == kVectorBytes) {
+    store_some(to, sums, count);
+  } else {
+    store_lanes(to, whole_of(sums), count);
+  }
+}
+
+// The results from j on that a vector holds, of kRows rows: the first, the second, or both.
+template <int kRows, int kTaps, typename V, typename T>
+INVOLUTION_INLINE void correlate_vector(const Correlation<T>& all, const Tap* taps, Sum<T>* sums,
+                                        int64_t sums_row, int64_t j) {
+  using S = Sum<T>;
+  const int64_t first_row = kRows == 1 ? all.first_row : 0;
   V sum[kRows][kTaps] = {};
   if (!all.first) {
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
       for (int t = 0; t < kTaps; ++t)
-        sum[r][t] = load_as<V>(sums + (kFirst + r) * sums_row + t * all.pitch + j);
+        sum[r][t] = load_as<V>(sums + (first_row + r) * sums_row + t * all.pitch + j);
     }
   }
   const S* key[kTaps];
@@ -50,9 +65,9 @@ INVOLUTION_INLINE void correlate_vector(const Correlation<S>& all, const Tap* ta
     key[t] = all.key + taps[t].source + j;
     if (all.direct == nullptr) continue;
 #pragma GCC unroll 2
-    for (int r = kFirst; r < kLast; ++r) expect_line(all.direct + taps[t].weight[r] + j + all.ahead);
+    for (int r = 0; r < kRows; ++r) expect_line(all.direct + taps[t].weight[first_row + r] + j + all.ahead);
   }
-  const S* query = all.query + kFirst * all.query_row + j;
+  const S* query = all.query + first_row * all.query_row + j;
   int64_t offset = 0;
   for (int64_t c = 0; c < all.channels; ++c) {
     V value[kRows];
@@ -73,44 +88,45 @@ INVOLUTION_INLINE void correlate_vector(const Correlation<S>& all, const Tap* ta
 #pragma GCC unroll 8
     for (int t = 0; t < kTaps; ++t) {
       if (all.direct != nullptr) {
-        store_as(all.direct + taps[t].weight[kFirst + r] + j, sum[r][t], all.length - j);
+        store_narrowed(all.direct + taps[t].weight[first_row + r] + j, sum[r][t], all.length - j);
       } else {
-        store_as(sums + (kFirst + r) * sums_row + t * all.pitch + j, sum[r][t], all.pitch - j);
+        store_as(sums + (first_row + r) * sums_row + t * all.pitch + j, sum[r][t], all.pitch - j);
       }
     }
   }
 }
 
-template <int kFirst, int kLast, int kTaps, typename S>
-void correlate_taps(const Correlation<S>& all, const Tap* taps, S* sums, int64_t sums_row) {
+template <int kRows, int kTaps, typename T>
+void correlate_taps(const Correlation<T>& all, const Tap* taps, Sum<T>* sums, int64_t sums_row) {
+  using S = Sum<T>;
   for (int64_t j = 0; j < all.length; j += kLanes<S>) {
     if (kHasHalves && 2 * (all.length - j) <= kLanes<S>) {
-      correlate_vector<kFirst, kLast, kTaps, HalfVector<S>>(all, taps, sums, sums_row, j);
+      correlate_vector<kRows, kTaps, HalfVector<S>>(all, taps, sums, sums_row, j);
     } else {
-      correlate_vector<kFirst, kLast, kTaps, Vector<S>>(all, taps, sums, sums_row, j);
+      correlate_vector<kRows, kTaps, Vector<S>>(all, taps, sums, sums_row, j);
     }
   }
 }
 
 // `count` taps, at most kTaps.
-template <int kFirst, int kLast, int kTaps, typename S>
-INVOLUTION_INLINE void correlate_some(const Correlation<S>& all, const Tap* taps, int64_t count, S* sums,
+template <int kRows, int kTaps, typename T>
+INVOLUTION_INLINE void correlate_some(const Correlation<T>& all, const Tap* taps, int64_t count, Sum<T>* sums,
                                       int64_t sums_row) {
   if constexpr (kTaps > 1) {
-    if (count < kTaps) return correlate_some<kFirst, kLast, kTaps - 1>(all, taps, count, sums, sums_row);
+    if (count < kTaps) return correlate_some<kRows, kTaps - 1>(all, taps, count, sums, sums_row);
   }
-  correlate_taps<kFirst, kLast, kTaps>(all, taps, sums, sums_row);
+  correlate_taps<kRows, kTaps>(all, taps, sums, sums_row);
 }
 
 // A stretch of taps, in parts as even as can be.
-template <int kFirst, int kLast, typename S>
-INVOLUTION_INLINE void correlate_stretch(const Correlation<S>& all, const Tap* taps, int64_t count, S* sums,
-                                         int64_t sums_row) {
-  constexpr int kMost = kLast - kFirst == 1 ? kMostTaps : kMostPairedTaps;
+template <int kRows, typename T>
+INVOLUTION_INLINE void correlate_stretch(const Correlation<T>& all, const Tap* taps, int64_t count,
+                                         Sum<T>* sums, int64_t sums_row) {
+  constexpr int kMost = kRows == 1 ? kMostTaps : kMostPairedTaps;
   const int64_t parts = (count + kMost - 1) / kMost;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t t = part * count / parts, end = (part + 1) * count / parts;
-    correlate_some<kFirst, kLast, kMost>(all, taps + t, end - t, sums + t * all.pitch, sums_row);
+    correlate_some<kRows, kMost>(all, taps + t, end - t, sums + t * all.pitch, sums_row);
   }
 }
 
@@ -190,21 +206,19 @@ INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, int64_t 
     copy_in(query + row * strides.space[kHeight], strides.channel, strides.space[kWidth], to, pitch,
             item.channels, length);
   }
-  S* direct = nullptr;
-  if constexpr (sizeof(T) == sizeof(S)) {
-    if (last && weight_stride == 1) direct = weights;
-  }
-  const Correlation<S> all{in_place != nullptr ? in_place : row_query,
-                           query_pitch,
-                           query_row,
-                           key,
-                           plan.channel_pitch,
-                           item.channels,
-                           length,
-                           pitch,
-                           item.channel == 0,
-                           direct,
-                           rows * weight_strides.space[kHeight]};
+  T* const direct = last && weight_stride == 1 ? weights : nullptr;
+  Correlation<T> all{in_place != nullptr ? in_place : row_query,
+                     query_pitch,
+                     query_row,
+                     key,
+                     plan.channel_pitch,
+                     item.channels,
+                     length,
+                     pitch,
+                     item.channel == 0,
+                     direct,
+                     rows * weight_strides.space[kHeight],
+                     0};
   if (last && weight_stride != 1) {
     for (int row = 0; row < rows; ++row) expect_weights(list, row, weights, weight_stride, length);
   }
@@ -213,12 +227,11 @@ INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, int64_t 
   const int64_t sums_row = list.tap_count * pitch;
   for (int64_t s = 0, t = 0; s < list.stretch_count; t += list.stretches[s++].count) {
     const Stretch& stretch = list.stretches[s];
+    all.first_row = stretch.rows == 2 ? 1 : 0;
     if (stretch.rows == 3) {
-      correlate_stretch<0, 2>(all, list.taps + t, stretch.count, sums + t * pitch, sums_row);
-    } else if (stretch.rows == 1) {
-      correlate_stretch<0, 1>(all, list.taps + t, stretch.count, sums + t * pitch, sums_row);
+      correlate_stretch<2>(all, list.taps + t, stretch.count, sums + t * pitch, sums_row);
     } else {
-      correlate_stretch<1, 2>(all, list.taps + t, stretch.count, sums + t * pitch, sums_row);
+      correlate_stretch<1>(all, list.taps + t, stretch.count, sums + t * pitch, sums_row);
     }
   }
   if (!last || direct != nullptr) return;

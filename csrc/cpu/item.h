@@ -83,18 +83,10 @@ INVOLUTION_INLINE void zero(S* to, int64_t count, int64_t room) {
   for (int64_t i = 0; i < count; i += L) store(to + smaller(i, room - L), Vector<S>{});
 }
 
-// The elements begin <= i < end of a segment that exist.
-struct Inside {
-  int64_t begin;
-  int64_t end;
-};
-INVOLUTION_INLINE Inside inside_of(const AxisPlan& along, const Segment& segment, int64_t shift) {
-  const int64_t position = segment.position + shift;
-  const int64_t to_start = (-position + along.step - 1) / along.step;
-  const int64_t to_end = (along.source - position + along.step - 1) / along.step;
-  const int64_t begin = position >= 0 ? 0 : smaller(to_start, segment.count);
-  const int64_t end = position >= along.source ? begin : larger(begin, smaller(to_end, segment.count));
-  return {begin, end};
+// What exists of a segment along the width.
+INVOLUTION_INLINE Inside inside_of(const Plan& plan, const Item& item, int64_t segment) {
+  const AxisPlan& width = plan.axis[kWidth];
+  return width.inside[item.tile[kWidth] * width.segment_count + segment];
 }
 
 // The positions along an axis that exist between the first and the last that an item meets.
@@ -225,37 +217,38 @@ class Ahead {
 
 // The slots of one row of the source, for every channel; elements outside of it are zero.
 template <typename T>
-INVOLUTION_INLINE void stage_row(const AxisPlan& width, const T* row, const ActivationStrides& strides,
-                                 int64_t shift, int64_t channels, Sum<T>* staged, int64_t pitch) {
-  const int64_t stride = strides.space[kWidth] * width.step;
+INVOLUTION_INLINE void stage_row(const Plan& plan, const Item& item, const T* row, Sum<T>* staged) {
+  const AxisPlan& width = plan.axis[kWidth];
+  const ActivationStrides& strides = plan.source_strides();
+  const int64_t stride = strides.space[kWidth] * width.step, pitch = plan.channel_pitch;
+  const int64_t shift = item.tile[kWidth] * width.shift;
   for (int64_t s = 0; s < width.segment_count; ++s) {
     const Segment& segment = width.segment[s];
     const int64_t slots = segment.count + kLanes<T>;  // and what a last vector runs over
-    const auto [inside, outside] = inside_of(width, segment, shift);
+    const auto [inside, outside] = inside_of(plan, item, s);
     Sum<T>* to = staged + segment.slot;
-    for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t c = 0; c < item.channels; ++c) {
       zero(to + c * pitch, inside, slots);
       zero(to + c * pitch + outside, slots - outside, slots - outside);
     }
     if (inside == outside) continue;
     const T* from = row + (segment.position + shift + inside * width.step) * strides.space[kWidth];
-    copy_in(from, strides.channel, stride, to + inside, pitch, channels, outside - inside);
+    copy_in(from, strides.channel, stride, to + inside, pitch, item.channels, outside - inside);
   }
 }
 
 // The source that an item's results meet: channel c at staged + c*channel_pitch, rows of slots in its order.
 template <typename T>
 void stage(const Plan& plan, const Item& item, const T* source, Sum<T>* staged) {
-  const AxisPlan& width = plan.axis[kWidth];
+  const int64_t slots = plan.axis[kWidth].slots;
   const ActivationStrides& strides = plan.source_strides();
   source = first_channel(plan, item, strides, source);
   for_each_row(plan, item, [&](int64_t row, bool exists, int64_t d, int64_t h) {
-    Sum<T>* to = staged + row * width.slots;
+    Sum<T>* to = staged + row * slots;
     if (!exists) {
-      for (int64_t c = 0; c < item.channels; ++c) zero(to + c * plan.channel_pitch, width.slots, width.slots);
+      for (int64_t c = 0; c < item.channels; ++c) zero(to + c * plan.channel_pitch, slots, slots);
     } else {
-      stage_row(width, source + d * strides.space[kDepth] + h * strides.space[kHeight], strides,
-                item.tile[kWidth] * width.shift, item.channels, to, plan.channel_pitch);
+      stage_row(plan, item, source + d * strides.space[kDepth] + h * strides.space[kHeight], to);
     }
   });
 }

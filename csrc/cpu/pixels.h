@@ -5,10 +5,30 @@
 
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
+// Elements of the widest pixel: two vectors.
+template <typename T>
+constexpr int kMostPixel = 2 * kLanes<T>;
+
 // Whole vectors of zeros.
 template <typename S>
 INVOLUTION_INLINE void zero_pixels(S* to, int64_t count, int64_t pitch) {
   for (int64_t i = 0; i < count * pitch; i += kLanes<S>) store(to + i, Vector<S>{});
+}
+
+// Some channels of the positions of one square, to where each belongs: `pixels` and `channels` of it, or all
+// if kWhole.
+template <bool kWhole, typename T>
+INVOLUTION_INLINE void scatter_square(const T* from, int64_t channel_stride, int64_t pixels, int64_t channels,
+                                      Sum<T>* const* to, int64_t first_channel) {
+  constexpr int E = kEdge<Sum<T>>;
+  EdgeVector<Sum<T>> square[E] = {};
+#pragma GCC unroll 8
+  for (int l = 0; l < E; ++l) {
+    if (kWhole || l < channels) square[l] = load_edge(from + l * channel_stride, 0, kWhole ? E : pixels);
+  }
+  transpose_square(square);
+#pragma GCC unroll 8
+  for (int l = 0; l < E; ++l) store_as(to[l] + first_channel, square[l], E);
 }
 
 // `rows` rows of the positions first <= position < last, which follow each other in memory as the rows and
@@ -22,29 +42,33 @@ INVOLUTION_INLINE void scatter_pixels(const Plan& plan, const T* from, int64_t c
   const int64_t pitch = plan.pixel_pitch;
   const int64_t* slot_of = width.slot_of - shift - width.lowest;
   const int64_t count = rows * (last - first);
+  Sum<T> nowhere[kMostPixel<T>];  // takes what has no slot
   int64_t position = first;
-  for (int64_t i = 0; i < count; i += E) {
-    const int64_t pixels = smaller(E, count - i);
-    Sum<T>* to[E] = {};
-    for (int64_t l = 0; l < pixels; ++l) {
-      const int64_t slot = slot_of[position];
-      to[l] = slot < 0 ? nullptr : staged + slot * pitch;
+  for (int64_t next = 0; next < count; next += E) {
+    // The last square begins earlier where they do not come out even.
+    const int64_t i = larger(0, smaller(next, count - E)), pixels = smaller(E, count);
+    for (int64_t back = next - i; back > 0; --back) {
+      if (position == first) {
+        position = last;
+        staged -= width.slots * pitch;
+      }
+      --position;
+    }
+    Sum<T>* to[E];
+    for (int64_t l = 0; l < E; ++l) {
+      const int64_t slot = l < pixels ? slot_of[position] : -1;
+      to[l] = slot < 0 ? nowhere : staged + slot * pitch;
       if (++position == last) {
         position = first;
         staged += width.slots * pitch;
       }
     }
     for (int64_t c = 0; c < pitch; c += E) {
-      EdgeVector<Sum<T>> square[E] = {};
       const T* square_from = from + i + c * channel_stride;
-#pragma GCC unroll 8
-      for (int l = 0; l < E; ++l) {
-        if (c + l < channels) square[l] = load_edge(square_from + l * channel_stride, 0, pixels);
-      }
-      transpose_square(square);
-#pragma GCC unroll 8
-      for (int l = 0; l < E; ++l) {
-        if (to[l] != nullptr) store_as(to[l] + c, square[l], E);
+      if (pixels == E && channels - c >= E) {
+        scatter_square<true>(square_from, channel_stride, E, E, to, c);
+      } else {
+        scatter_square<false>(square_from, channel_stride, pixels, channels - c, to, c);
       }
     }
   }
@@ -82,7 +106,7 @@ void stage_pixel_rows(const Plan& plan, const Item& item, const T* from, int64_t
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t s = 0; s < width.segment_count; ++s) {
       const Segment& segment = width.segment[s];
-      const Inside inside = inside_of(width, segment, shift);
+      const Inside inside = inside_of(plan, item, s);
       Sum<T>* slots = staged + (r * width.slots + segment.slot) * pitch;
       zero_pixels(slots, inside.begin, pitch);
       zero_pixels(slots + inside.end * pitch, segment.count - inside.end, pitch);

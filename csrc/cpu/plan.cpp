@@ -14,6 +14,7 @@ constexpr int64_t kStagedPixelBytes = 352 * 1024;
 constexpr int64_t kSharedBytes = 512 * 1024;
 constexpr int64_t kFewestResults = 64;
 constexpr int64_t kFewBytes = 80 * 1024;
+constexpr int64_t kFewWidenedBytes = 192 * 1024;
 constexpr int64_t kWidestTile = 128;
 constexpr int64_t kMostChannels = 32;
 constexpr int64_t kMostQuadChannels = 128;
@@ -127,6 +128,19 @@ void list_slots(AxisPlan& plan) {
   for (const Segment& segment : plan.segments) {
     for (int64_t i = 0; i < segment.count; ++i)
       plan.slots_of[segment.position + i * plan.step - plan.lowest] = segment.slot + i;
+  }
+}
+
+// What of each tile's segments exists.
+void list_insides(AxisPlan& plan) {
+  plan.insides.reserve(plan.tiles * plan.segments.size());
+  for (int64_t tile = 0; tile < plan.tiles; ++tile) {
+    for (const Segment& segment : plan.segments) {
+      const int64_t position = segment.position + tile * plan.shift;
+      const int64_t begin = std::clamp<int64_t>(divide_up(-position, plan.step), 0, segment.count);
+      const int64_t end = divide_up(plan.source - position, plan.step);
+      plan.insides.push_back({begin, std::clamp(end, begin, segment.count)});
+    }
   }
 }
 
@@ -277,8 +291,9 @@ void cut_items(Plan& plan, int64_t accumulate_bytes, int64_t threads) {
 }
 
 // Whether all kernel values of a group lie together, are one item's, and find room in the cache beside the
-// next item's.
-bool has_few_values(const Plan& plan, int64_t accumulate_bytes) {
+// next item's. Those that are widened may be more: row by row that takes longer.
+bool has_few_values(const Plan& plan, int64_t element_bytes, int64_t accumulate_bytes) {
+  const int64_t most = element_bytes < accumulate_bytes ? kFewWidenedBytes : kFewBytes;
   const auto& [depth, height, width] = plan.axis;
   const int64_t* output = plan.problem.output;
   const WeightStrides& strides = plan.problem.w;
@@ -289,7 +304,7 @@ bool has_few_values(const Plan& plan, int64_t accumulate_bytes) {
     positions *= output[axis];
   }
   return plan.form == Form::kPixels && dense && plan.tap_stride == positions && depth.tiles == 1 &&
-         height.tiles == 1 && width.tiles == 1 && plan.points * positions * accumulate_bytes <= kFewBytes;
+         height.tiles == 1 && width.tiles == 1 && plan.points * positions * accumulate_bytes <= most;
 }
 
 // Where the parts of an item's scratch begin: the source; kernel values, or a correlation's sums, of the rows
@@ -346,8 +361,10 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
 
 }  // namespace
 
-Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_bytes, int64_t lanes,
+Plan make_plan(Operation operation, const Problem& problem, int64_t element_bytes, int64_t vector_bytes,
                int64_t threads) {
+  const int64_t accumulate_bytes = std::max<int64_t>(4, element_bytes),
+                lanes = vector_bytes / accumulate_bytes;
   const bool correlation = operation == Operation::kCorrelation;
   Plan plan{};
   plan.operation = operation;
@@ -367,7 +384,8 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
   cut_items(plan, accumulate_bytes, threads);
   chain_runs(width);
   for (AxisPlan& axis : plan.axis) list_slots(axis);
-  plan.few_values = has_few_values(plan, accumulate_bytes);
+  list_insides(plan.axis[kWidth]);
+  plan.few_values = has_few_values(plan, element_bytes, accumulate_bytes);
   lay_out_scratch(plan, accumulate_bytes, lanes);
 
   plan.query_extent = 1;
@@ -389,6 +407,7 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_b
     axis.chain = axis.chains.data();
     axis.chain_count = static_cast<int64_t>(axis.chains.size());
     axis.slot_of = axis.slots_of.data();
+    axis.inside = axis.insides.data();
   }
   return plan;
 }

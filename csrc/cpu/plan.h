@@ -36,6 +36,12 @@ struct Segment {
   int64_t count;
 };
 
+// The elements begin <= i < end of a segment that exist in the source.
+struct Inside {
+  int64_t begin;
+  int64_t end;
+};
+
 // `count` kernel indices kernel, kernel + kernel_step, ... whose runs begin at neighbouring slots.
 struct Chain {
   Run first;
@@ -69,12 +75,14 @@ struct AxisPlan {
   std::vector<Chain> chains;
   int64_t lowest, highest;        // positions of the first tile that have slots
   std::vector<int64_t> slots_of;  // of the positions from there on; -1 where there is none
+  std::vector<Inside> insides;    // of the segments of every tile
 
   // The same for the kernels, which use nothing of the standard library.
   const Run* run;
   const Segment* segment;
   const Chain* chain;
   const int64_t* slot_of;
+  const Inside* inside;
   int64_t kernel;
   int64_t segment_count;
   int64_t chain_count;
@@ -148,9 +156,9 @@ struct Stretch {
   int64_t count;
 };
 
-// Nothing may be empty. `accumulate_bytes` is the size of the type that is summed in, `lanes` the number of
-// these in the widest vector.
-Plan make_plan(Operation operation, const Problem& problem, int64_t accumulate_bytes, int64_t lanes,
+// Nothing may be empty. `element_bytes` is the size of an element in memory; sums have four bytes at least.
+// `vector_bytes` is the size of the widest vector.
+Plan make_plan(Operation operation, const Problem& problem, int64_t element_bytes, int64_t vector_bytes,
                int64_t threads);
 
 }  // namespace involution::cpu

@@ -191,7 +191,7 @@ void stage_quad_row(const Plan& plan, const Item& item, const T* from, Sum<T>* t
     }
     for (int64_t s = 0; s < width.segment_count; ++s) {
       const Segment& segment = width.segment[s];
-      const Inside inside = inside_of(width, segment, shift);
+      const Inside inside = inside_of(plan, item, s);
       Sum<T>* slots = to + segment.slot * E;
       for (int64_t q = 0; q < plan.quads; ++q) {
         zero_quads(slots + q * step, inside.begin);

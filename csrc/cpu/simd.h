@@ -111,29 +111,40 @@ INVOLUTION_INLINE void keep_in_register(V& value) {
 // --- bfloat16 and float16, rounded to nearest, ties to even, as csrc/cuda/scalar.cuh does for one value
 // -----
 
-// Words below 2^16, as half words.
-INVOLUTION_INLINE HalfWords low_halves(Words words) {
-#if defined(INVOLUTION_CPU_AVX2)
-  // The pack works within halves of a vector; the compiler's own conversion takes many more instructions.
-  const __m256i packed = _mm256_packus_epi32(bits_as<__m256i>(words), bits_as<__m256i>(words));
-  return bits_as<HalfWords>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+// Whole words from half words, and the upper halves of words: the compiler's own conversions take vectors
+// apart.
+INVOLUTION_INLINE Words words_of(HalfWords halves) {
+#if defined(INVOLUTION_CPU_AVX512)
+  return bits_as<Words>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(halves)));
+#elif defined(INVOLUTION_CPU_AVX2)
+  return bits_as<Words>(_mm256_cvtepu16_epi32(bits_as<__m128i>(halves)));
 #else
-  return __builtin_convertvector(words, HalfWords);
+  return __builtin_convertvector(halves, Words);
 #endif
 }
 
-INVOLUTION_INLINE Floats widen(BFloat16, HalfWords stored) {
-#if defined(INVOLUTION_CPU_AVX2)
-  return bits_as<Floats>(bits_as<Words>(_mm256_cvtepu16_epi32(bits_as<__m128i>(stored))) << 16);
+INVOLUTION_INLINE HalfWords upper_halves(Words words) {
+#if defined(INVOLUTION_CPU_AVX512)
+  const __m512i odd = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21,
+                                       19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i packed = _mm512_maskz_permutexvar_epi16(0xffff, odd, bits_as<__m512i>(words));
+  return bits_as<HalfWords>(_mm512_castsi512_si256(packed));
+#elif defined(INVOLUTION_CPU_AVX2)
+  // The pack works within halves of a vector.
+  const __m256i low = _mm256_srli_epi32(bits_as<__m256i>(words), 16);
+  const __m256i packed = _mm256_packus_epi32(low, low);
+  return bits_as<HalfWords>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 #else
-  return bits_as<Floats>(__builtin_convertvector(stored, Words) << 16);
+  return __builtin_convertvector(words >> 16, HalfWords);
 #endif
 }
+
+INVOLUTION_INLINE Floats widen(BFloat16, HalfWords stored) { return bits_as<Floats>(words_of(stored) << 16); }
 
 INVOLUTION_INLINE HalfWords narrow(BFloat16, Floats value) {
   const Words bits = bits_as<Words>(value);
-  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return low_halves(value != value ? broadcast(0x7fff) : rounded);
+  const Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return upper_halves(value != value ? broadcast(0x7fff0000) : rounded);
 }
 
 #if defined(INVOLUTION_CPU_AVX512)

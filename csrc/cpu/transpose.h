@@ -106,6 +106,23 @@ INVOLUTION_INLINE void copy_column(const S* from, S* to, int64_t to_pitch, int64
   for (int64_t i = 0; i < rows; ++i) to[i * to_pitch] = from[i];
 }
 
+// One square of copy_transposed: `rows` and `columns` of it, or all if kWhole.
+template <bool kWhole, typename From, typename To>
+INVOLUTION_INLINE void copy_square(const From* from, int64_t from_pitch, To* to, int64_t to_pitch,
+                                   int64_t rows, int64_t columns) {
+  constexpr int E = kEdge<Sum<From>>;
+  EdgeVector<Sum<From>> square[E] = {};
+#pragma GCC unroll 8
+  for (int l = 0; l < E; ++l) {
+    if (kWhole || l < columns) square[l] = load_edge(from + l * from_pitch, 0, kWhole ? E : rows);
+  }
+  transpose_square(square);
+#pragma GCC unroll 8
+  for (int l = 0; l < E; ++l) {
+    if (kWhole || l < rows) store_edge(to + l * to_pitch, square[l], kWhole ? E : columns);
+  }
+}
+
 // to[i*to_pitch + j] = from[j*from_pitch + i] for i < rows and j < columns.
 template <typename From, typename To>
 void copy_transposed(const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t rows,
@@ -121,17 +138,12 @@ void copy_transposed(const From* from, int64_t from_pitch, To* to, int64_t to_pi
     const int64_t square_rows = rows - i < E ? rows - i : E;
     for (int64_t j = 0; j < squares; j += E) {
       const int64_t square_columns = columns - j < E ? columns - j : E;
-      EdgeVector<Sum<From>> square[E] = {};
       const From* first = from + j * from_pitch + i;
-#pragma GCC unroll 8
-      for (int l = 0; l < E; ++l) {
-        if (l < square_columns) square[l] = load_edge(first + l * from_pitch, 0, square_rows);
-      }
-      transpose_square(square);
       To* out = to + i * to_pitch + j;
-#pragma GCC unroll 8
-      for (int l = 0; l < E; ++l) {
-        if (l < square_rows) store_edge(out + l * to_pitch, square[l], square_columns);
+      if (square_rows == E && square_columns == E) {
+        copy_square<true>(first, from_pitch, out, to_pitch, E, E);
+      } else {
+        copy_square<false>(first, from_pitch, out, to_pitch, square_rows, square_columns);
       }
     }
     for (int64_t j = squares; j < columns; ++j)

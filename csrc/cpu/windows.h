@@ -167,7 +167,7 @@ void stage_windows(const Plan& plan, const Item& item, const T* from, Sum<T>* to
   const int64_t group_stride = plan.problem.channels_per_group * strides.channel;
   const int64_t shift = item.tile[kWidth] * width.shift;
   const Segment& segment = width.segment[0];
-  const auto [inside, outside] = inside_of(width, segment, shift);
+  const auto [inside, outside] = inside_of(plan, item, 0);
   const T* const first = from + (segment.position + shift) * strides.space[kWidth];
   const int64_t last_block = width.slots - kWindow;
   for (int64_t g = 0; g < item.groups; ++g) {

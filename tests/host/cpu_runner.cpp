@@ -42,11 +42,10 @@ std::int64_t execute(const Request& request, const GuardedBuffer& a, const Guard
   const cpu::Kernels& kernels = chosen_kernels();
   const cpu::RunItems run = kernel_of(kernels, T{});
   if (run == nullptr) reject("these kernels were not compiled for this type");
-  const std::int64_t accumulate_bytes = std::max<std::int64_t>(4, sizeof(T));
   std::mt19937_64 random(static_cast<std::uint64_t>(request.seed));
   const std::int64_t threads = 1 + static_cast<std::int64_t>(random() % 64);
-  const cpu::Plan plan = cpu::make_plan(static_cast<Operation>(request.operation), request.problem,
-                                        accumulate_bytes, kernels.vector_bytes / accumulate_bytes, threads);
+  const cpu::Plan plan = cpu::make_plan(static_cast<Operation>(request.operation), request.problem, sizeof(T),
+                                        kernels.vector_bytes, threads);
   *text = std::string(kernels.name) + ", " + std::to_string(plan.items) + " items";
 
   std::vector<std::int64_t> order;
