@@ -98,6 +98,7 @@ class PixelGather {
               T* result, unsigned char* scratch)
       : plan_(plan),
         item_(item),
+        next_(next),
         strides_(plan.result_strides()),
         weight_strides_(plan.problem.w),
         transposed_(plan.operation == Operation::kTranspose),
@@ -110,9 +111,13 @@ class PixelGather {
         rolling_(plan, item, source, reinterpret_cast<int64_t*>(links_.rest)),
         values_(reinterpret_cast<S*>(scratch + plan.weight_offset)),
         results_(reinterpret_cast<S*>(scratch + plan.result_offset)),
+        source_(source),
         weights_(group_weights(plan, item, weights)),
         next_weights_(next == nullptr ? weights_ : group_weights(plan, *next, weights)),
-        result_(first_channel(plan, item, strides_, result) + tile_offset(item, strides_.space)) {
+        result_(first_channel(plan, item, strides_, result) + tile_offset(item, strides_.space)),
+        next_result_(next == nullptr ? nullptr
+                                     : first_channel(plan, *next, strides_, result) +
+                                           tile_offset(*next, strides_.space)) {
     if (plan.rolling == 0) stage_pixels(plan, item, source, staged_);
     links_.collect(best_block<S, kVectors>);
   }
@@ -125,7 +130,8 @@ class PixelGather {
     const int64_t most = dense && item_.groups == 1 ? larger(1, plan_.row_pitch / length) : 1;
     // Results in place are computed for all groups block by block.
     const int64_t groups = in_place_ ? item_.groups : 1;
-    if (plan_.few_values) begin_few_values();
+    begin_fetching();
+    if (kWidens && plan_.few_values) widen_row(weights_, values_, plan_.points * plan_.tap_stride);
     for (int64_t d = 0; d < item_.count[kDepth]; ++d) {
       int64_t together;
       for (int64_t h = 0; h < rows; h += together) {
@@ -134,6 +140,7 @@ class PixelGather {
         for (int64_t r = 0; r < together; ++r) {
           source_ahead.step();
           meet_rows(d, h + r);
+          fetch_rows(d, h + r);
           for (int64_t g = 0; g < item_.groups; g += groups) {
             T* to = first + g * group_stride;
             if (!in_place_ && r == 0 && strides_.space[kWidth] == 1)
@@ -185,34 +192,48 @@ class PixelGather {
     return found;
   }
 
-  // Few kernel values are widened all at once, or else fetched for the next item in the order of memory, a
-  // line once, where rows would fetch lines that they share with other rows.
-  void begin_few_values() {
-    const int64_t count = plan_.points * plan_.tap_stride;
-    if constexpr (kWidens) widen_row(weights_, values_, count);
-    if (next_weights_ == weights_) return;
-    fetches_.item.add(next_weights_, 1, 0, count);
+  // What the next item begins with: the rows of its source that are staged first, and kernel values, if they
+  // are few: in the order of memory, a line once, where rows would fetch lines that they share with others.
+  void begin_fetching() {
+    if (next_ == nullptr) return;
+    expect_first_rows(plan_, *next_, source_, plan_.rolling, fetches_.item);
+    if (plan_.few_values && next_weights_ != weights_)
+      fetches_.item.add(next_weights_, 1, 0, plan_.points * plan_.tap_stride);
     fetches_.item.start(item_.count[kDepth] * item_.count[kHeight] * item_.groups * links_.blocks());
   }
 
-  // Lists the rows that the row (d, h) of results meets; those of the next one are fetched while it is
-  // computed.
+  // Lists the rows that the row (d, h) of results meets.
   INVOLUTION_INLINE void meet_rows(int64_t d, int64_t h) {
     const int64_t slots = plan_.axis[kHeight].slots;
     if (plan_.rolling == 0) {
       links_.meet_rows(
           d, h, [&](const Meeting& plane, const Meeting& row) { return plane.slot * slots + row.slot; });
-      return;
+    } else {
+      links_.meet_rows(d, h, [&](const Meeting& plane, const Meeting& row) {
+        return rolling_.find(plane.slot, plane.position, row.position,
+                             [&](int64_t place, bool, const T* from) { stage_row(place, from); });
+      });
     }
-    links_.meet_rows(d, h, [&](const Meeting& plane, const Meeting& row) {
-      return rolling_.find(plane.slot, plane.position, row.position,
-                           [&](int64_t place, bool, const T* from) { stage_row(place, from); });
-    });
+  }
+
+  // What is fetched while the row (d, h) is computed: what the next row of the item meets first, and the
+  // lines that its results go to, or those of the next item's first. Where the positions of results follow
+  // each other, run() fetches the lines.
+  INVOLUTION_INLINE void fetch_rows(int64_t d, int64_t h) {
+    const bool apart = strides_.space[kWidth] != 1, last = h + 1 == item_.count[kHeight];
+    if (plan_.rolling == 0 && !apart) return;
     fetches_.row.clear();
-    if (h + 1 == item_.count[kHeight]) return;
-    links_.for_each(d, h + 1, [&](const Meeting& plane, const Meeting& row) {
-      rolling_.fetch(plane.slot, plane.position, row.position, fetches_.row);
-    });
+    if (plan_.rolling != 0 && !last) {
+      links_.for_each(d, h + 1, [&](const Meeting& plane, const Meeting& row) {
+        rolling_.fetch(plane.slot, plane.position, row.position, fetches_.row);
+      });
+    }
+    if (apart && !last) {
+      expect(result_ + d * strides_.space[kDepth] + (h + 1) * strides_.space[kHeight], strides_,
+             item_.count[kWidth], channels_of(plan_, item_), fetches_.row);
+    } else if (apart && next_result_ != nullptr) {
+      expect(next_result_, strides_, next_->count[kWidth], channels_of(plan_, *next_), fetches_.row);
+    }
     fetches_.row.start(item_.groups * links_.blocks());
   }
 
@@ -314,6 +335,7 @@ class PixelGather {
 
   const Plan& plan_;
   const Item& item_;
+  const Item* const next_;
   const ActivationStrides& strides_;
   const WeightStrides& weight_strides_;
   const bool transposed_;
@@ -326,9 +348,11 @@ class PixelGather {
   RollingSource<T> rolling_;
   S* const values_;
   S* const results_;
+  const T* const source_;
   const T* const weights_;
   const T* const next_weights_;
   T* const result_;
+  const T* const next_result_;
   Fetches fetches_;
 };
 

@@ -70,6 +70,11 @@ INVOLUTION_INLINE T* first_channel(const Plan& plan, const Item& item, const Act
   return activation + item.batch * strides.batch + channel * strides.channel;
 }
 
+// Channels from the first of an item's groups to the last of its last.
+INVOLUTION_INLINE int64_t channels_of(const Plan& plan, const Item& item) {
+  return (item.groups - 1) * plan.problem.channels_per_group + item.channels;
+}
+
 // From the first position of the results to that of the tile.
 INVOLUTION_INLINE int64_t tile_offset(const Item& item, const int64_t (&space)[3]) {
   return item.first[kDepth] * space[kDepth] + item.first[kHeight] * space[kHeight] +
@@ -166,6 +171,25 @@ INVOLUTION_INLINE void expect(const T* from, const ActivationStrides& strides, i
   }
 }
 
+// The first `rows` rows of the source that an item meets, of all its groups and planes, if the channels do
+// not lie apart (Ahead is for those that do).
+template <typename T>
+void expect_first_rows(const Plan& plan, const Item& item, const T* source, int64_t rows, FetchQueue& queue) {
+  const ActivationStrides& strides = plan.source_strides();
+  if (strides.space[kWidth] == 1) return;
+  const Window deep = window_of(plan, item, kDepth), high = window_of(plan, item, kHeight);
+  const Window wide = window_of(plan, item, kWidth);
+  source = first_channel(plan, item, strides, source) + wide.first * strides.space[kWidth];
+  rows = smaller(rows, high.count);
+  // Rows that follow each other are one.
+  const bool dense = strides.space[kHeight] == wide.count * strides.space[kWidth];
+  for (int64_t d = deep.first; d < deep.first + deep.count; ++d) {
+    for (int64_t h = high.first; h < high.first + rows; h += dense ? rows : 1)
+      expect(source + d * strides.space[kDepth] + h * strides.space[kHeight], strides,
+             (dense ? rows : 1) * wide.count, channels_of(plan, item), queue);
+  }
+}
+
 // Fetches what the next item will stage, some runs of memory at a time, while this one computes. Of long
 // rows, and of those with the channels innermost, the processor itself fetches as much as helps.
 template <typename T>
@@ -183,7 +207,7 @@ class Ahead {
       run_ *= rows_;
       rows_ = smaller(rows_, 1);
     }
-    channels_ = next->channels + (next->groups - 1) * plan.problem.channels_per_group;
+    channels_ = channels_of(plan, *next);
     left_ = deep.count * rows_ * (run_ > 0 ? channels_ : 0);
     at_once_ = (left_ + steps - 1) / steps;
     channel_stride_ = strides.channel;

@@ -193,9 +193,8 @@ class RollingSource {
   // The same row will be looked for next.
   INVOLUTION_INLINE void fetch(int64_t plane, int64_t depth, int64_t height, FetchQueue& fetches) {
     if (!exists(depth, height) || held_[place_of(plane, height)] == height) return;
-    const int64_t channels = item_.channels + (item_.groups - 1) * plan_.problem.channels_per_group;
-    expect(row_at(depth, height) + window_.first * strides_.space[kWidth], strides_, window_.count, channels,
-           fetches);
+    expect(row_at(depth, height) + window_.first * strides_.space[kWidth], strides_, window_.count,
+           channels_of(plan_, item_), fetches);
   }
 
  private:

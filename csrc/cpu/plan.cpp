@@ -303,8 +303,9 @@ bool has_few_values(const Plan& plan, int64_t element_bytes, int64_t accumulate_
     dense = dense && (output[axis] == 1 || strides.space[axis] == positions);
     positions *= output[axis];
   }
-  return plan.form == Form::kPixels && dense && plan.tap_stride == positions && depth.tiles == 1 &&
-         height.tiles == 1 && width.tiles == 1 && plan.points * positions * accumulate_bytes <= most;
+  const bool has_use = plan.form == Form::kPixels || plan.form == Form::kWindows;
+  return has_use && dense && plan.tap_stride == positions && depth.tiles == 1 && height.tiles == 1 &&
+         width.tiles == 1 && plan.points * positions * accumulate_bytes <= most;
 }
 
 // Where the parts of an item's scratch begin: the source; kernel values, or a correlation's sums, of the rows
@@ -329,7 +330,7 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
   int64_t positions = std::max({plan.row_pitch, width.slots, met});
   if (plan.form == Form::kScatter) positions *= plan.rows_sharing;
   int64_t values = rows ? rows_together * taps * plan.row_pitch : plan.sums_pitch * positions;
-  if (plan.few_values) values = std::max(values, plan.points * plan.tap_stride);
+  if (plan.few_values && !windows) values = std::max(values, plan.points * plan.tap_stride);
   plan.values_pitch = round_up(width.kernel, kWindow);
   if (plan.form == Form::kPixels)
     values = std::max(values, depth.kernel * height.kernel * positions * plan.values_pitch);

@@ -235,7 +235,7 @@ class QuadCorrelation {
                        weight_strides_.space[kHeight] == length * weight_strides_.space[kWidth];
     const int64_t most = dense && plan_.rolling == 0 ? larger(1, plan_.row_pitch / length) : 1;
     const int64_t groups = in_place ? item_.groups : 1, sums_pitch = plan_.sums_pitch;
-    const int64_t channels = (item_.groups - 1) * plan_.problem.channels_per_group + item_.channels;
+    const int64_t channels = channels_of(plan_, item_);
     int64_t together;
     for (int64_t d = 0; d < item_.count[kDepth]; ++d) {
       for (int64_t h = 0; h < rows; h += together) {

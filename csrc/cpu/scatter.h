@@ -62,9 +62,14 @@ class Scatter {
         for (int64_t p = top, rows; p < bottom; p += rows) {
           // Which rows belong together does not depend on the tile: the order of the sums would.
           rows = smaller(sharing - p % sharing, bottom - p);
-          add_rows(kd, plane, p, rows, smaller(sharing, bottom - p - rows));
+          const int64_t next = smaller(sharing, bottom - p - rows);
           // What rows to come reach no more.
-          if (left == 0) finish(d, smaller(results, lowest(p + rows)));
+          const int64_t until = left > 0   ? finished_
+                                : next > 0 ? smaller(results, lowest(p + rows))
+                                           : results;
+          fetch_rows(d, until, plane, p + rows, next);
+          add_rows(kd, plane, p, rows);
+          finish(d, until);
         }
       }
       finish(d, results);
@@ -97,20 +102,28 @@ class Scatter {
     return run.phase == d % depth_.phases && plane >= 0 && plane < depth_.source ? plane : -1;
   }
 
-  // Adds `rows` rows of a plane of the source, from p on, to the results that they reach; `next` rows follow.
-  void add_rows(int64_t kd, int64_t plane, int64_t p, int64_t rows, int64_t next) {
+  // What is fetched while rows are added: the lines that rows of results go to, below `until` of plane d, and
+  // the `next` rows of the source, from p on.
+  void fetch_rows(int64_t d, int64_t until, int64_t plane, int64_t p, int64_t next) {
+    const T* source = source_ + plane * from_.space[kDepth] + positions_.first * from_.space[kWidth];
+    const int64_t channels = channels_of(plan_, item_);
+    fetches_.row.clear();
+    for (int64_t h = finished_; h < until; ++h)
+      expect(result_ + d * strides_.space[kDepth] + h * strides_.space[kHeight], strides_,
+             item_.count[kWidth], channels, fetches_.row);
+    for (int64_t r = p; r < p + next; ++r)
+      expect(source + r * from_.space[kHeight], from_, positions_.count, channels, fetches_.row);
+    fetches_.row.start(links_.blocks() * item_.groups);
+  }
+
+  // Adds `rows` rows of a plane of the source, from p on, to the results that they reach.
+  void add_rows(int64_t kd, int64_t plane, int64_t p, int64_t rows) {
     const T* source = source_ + plane * from_.space[kDepth] + p * from_.space[kHeight];
     const T* weights = weights_ + plane * weight_strides_.space[kDepth] + p * weight_strides_.space[kHeight] +
                        kd * weight_strides_.kernel[kDepth];
     const int64_t group_stride = problem_.channels_per_group * from_.channel;
     // Kernel values in place are met by all groups block by block: they may lie together.
     const int64_t groups = kWidens ? 1 : item_.groups;
-    fetches_.row.clear();
-    for (int64_t r = rows; r < rows + next; ++r)
-      expect(source + r * from_.space[kHeight] + positions_.first * from_.space[kWidth], from_,
-             positions_.count, item_.channels + (item_.groups - 1) * problem_.channels_per_group,
-             fetches_.row);
-    fetches_.row.start(links_.blocks() * item_.groups);
     const int64_t targets = link_rows(p, rows);
     for (int64_t g = 0; g < item_.groups; g += groups) {
       for (int64_t i = 0; i < groups; ++i) {

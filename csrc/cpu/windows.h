@@ -208,6 +208,11 @@ class WindowCorrelation {
         query_(query),
         weights_(weights) {
     zero(staged_, item.groups * plan.group_pitch, item.groups * plan.group_pitch);
+    if (next == nullptr) return;
+    expect_first_rows(plan, *next, key, plan.rolling, fetches_.item);
+    if (plan.few_values)
+      fetches_.item.add(group_weights(plan, *next, weights), 1, 0, plan.points * plan.tap_stride);
+    fetches_.item.start((item.count[kHeight] + plan.rows_sharing - 1) / plan.rows_sharing * steps());
   }
 
   void run(Ahead<T>& key_ahead) {
@@ -224,7 +229,7 @@ class WindowCorrelation {
       }
       meet_rows(h, count);
       stage_query(h, count);
-      fetches_.row.start(item_.count[kWidth] * item_.groups * depth_.kernel);
+      fetches_.row.start(steps());
       if (plan_.tap_stride == 1) {
         write_points(h, count);
       } else {
@@ -237,6 +242,9 @@ class WindowCorrelation {
   using S = Sum<T>;
   static constexpr bool kWidens = sizeof(T) != sizeof(S);
   static constexpr int64_t kPositionsTogether = 16;
+
+  // Steps that rows of results which are computed together take at fetching.
+  INVOLUTION_INLINE int64_t steps() const { return item_.count[kWidth] * item_.groups * depth_.kernel; }
 
   // The kernel rows of `count` rows of results in one plane meet so many rows of the key.
   INVOLUTION_INLINE int64_t rows_met(int64_t count) const {
@@ -253,21 +261,21 @@ class WindowCorrelation {
            h * weight_strides_.space[kHeight];
   }
 
-  // What will be computed next: the query of the rows from h on, and the lines that their results go to where
-  // these lie together.
+  // What will be computed next: the query of the rows from h on, and the lines that their results go to.
   void fetch_rows(const Item& item, int64_t h) {
     const int64_t count = smaller(plan_.rows_sharing, item.count[kHeight] - h), length = item.count[kWidth];
-    const int64_t channels = (item.groups - 1) * plan_.problem.channels_per_group + item.channels;
-    for (int64_t r = 0; r < count; ++r)
-      expect(query_at(item, h + r), strides_, length, channels, fetches_.row);
-    if (plan_.tap_stride != 1) return;
-    const int64_t position = weight_strides_.space[kWidth];
+    const int64_t row = weight_strides_.space[kHeight], position = weight_strides_.space[kWidth];
     const int64_t values = (item.groups - 1) * weight_strides_.group + plan_.points;
+    const bool dense = row == length * position;
     for (int64_t r = 0; r < count; ++r) {
-      if (values == position) {
-        fetches_.row.add(weights_at(item, h + r), 1, 0, length * position);
-      } else {
-        fetches_.row.add(weights_at(item, h + r), length, position, values);
+      expect(query_at(item, h + r), strides_, length, channels_of(plan_, item), fetches_.row);
+      const T* to = weights_at(item, h + r);
+      if (plan_.tap_stride == 1 && values == position) {
+        fetches_.row.add(to, 1, 0, length * position);
+      } else if (plan_.tap_stride == 1) {
+        fetches_.row.add(to, length, position, values);
+      } else if (position == 1 && !plan_.few_values && (r == 0 || !dense)) {
+        fetches_.row.add(to, plan_.points, plan_.tap_stride, dense ? count * length : length);
       }
     }
   }
