@@ -190,15 +190,17 @@ void expect_first_rows(const Plan& plan, const Item& item, const T* source, int6
   }
 }
 
-// Fetches what the next item will stage, some runs of memory at a time, while this one computes. Of long
-// rows, and of those with the channels innermost, the processor itself fetches as much as helps.
+// Fetches what the next item will stage, some runs of memory at a time, while this one computes, if the
+// channels lie apart (expect_first_rows is for those that do not). Of long rows the processor itself fetches
+// as much as helps.
 template <typename T>
 class Ahead {
  public:
   // `steps` is how often this item will call step().
   Ahead(const Plan& plan, const Item* next, const T* source, int64_t steps) {
     const ActivationStrides& strides = plan.source_strides();
-    if (next == nullptr || strides.space[kWidth] != 1 || next->count[kWidth] >= kWide) return;
+    const int64_t wide_from = plan.form == Form::kWindows ? kWideWindows : kWide;
+    if (next == nullptr || strides.space[kWidth] != 1 || next->count[kWidth] >= wide_from) return;
     const Window deep = window_of(plan, *next, kDepth), high = window_of(plan, *next, kHeight);
     const Window wide = window_of(plan, *next, kWidth);
     run_ = wide.count;
@@ -231,7 +233,8 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t kWide = 24;
+  static constexpr int64_t kWide = 32;
+  static constexpr int64_t kWideWindows = 24;  // which fetch each row before it is met
   const T* plane_ = nullptr;
   int64_t run_ = 0, rows_ = 0, channels_ = 0;
   int64_t channel_stride_ = 0, row_stride_ = 0, plane_stride_ = 0;

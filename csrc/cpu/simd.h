@@ -108,8 +108,7 @@ INVOLUTION_INLINE void keep_in_register(V& value) {
 #endif
 }
 
-// --- bfloat16 and float16, rounded to nearest, ties to even, as csrc/cuda/scalar.cuh does for one value
-// -----
+// --- bfloat16 and float16, rounded to nearest, ties to even, as csrc/cuda/scalar.cuh does -----------------
 
 // Whole words from half words, and the upper halves of words: the compiler's own conversions take vectors
 // apart.
@@ -433,8 +432,7 @@ INVOLUTION_INLINE float load_one(const Float16* from) {
 #endif
 }
 
-// --- Quads: 16 bytes of a vector
-// -----------------------------------------------------------------------------
+// --- Quads: 16 bytes of a vector ---------------------------------------------------------------------------
 
 constexpr int kQuads = kVectorBytes / 16;  // of a vector
 template <typename S>
