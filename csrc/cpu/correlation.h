@@ -32,18 +32,6 @@ struct Correlation {
   int64_t first_row;  // 1 if the second row alone is computed
 };
 
-// The first `count` sums of a vector or a half, narrowed.
-template <typename T, typename V>
-INVOLUTION_INLINE void store_narrowed(T* to, const V& sums, int64_t count) {
-  if constexpr (sizeof(T) == sizeof(Sum<T>)) {
-    store_as(to, sums, count);
-  } else if constexpr (sizeof(V) == kVectorBytes) {
-    store_some(to, sums, count);
-  } else {
-    store_lanes(to, whole_of(sums), count);
-  }
-}
-
 // The results from j on that a vector holds, of kRows rows: the first, the second, or both.
 template <int kRows, int kTaps, typename V, typename T>
 INVOLUTION_INLINE void correlate_vector(const Correlation<T>& all, const Tap* taps, Sum<T>* sums,

@@ -21,12 +21,8 @@ template <bool kWhole, typename T>
 INVOLUTION_INLINE void scatter_square(const T* from, int64_t channel_stride, int64_t pixels, int64_t channels,
                                       Sum<T>* const* to, int64_t first_channel) {
   constexpr int E = kEdge<Sum<T>>;
-  EdgeVector<Sum<T>> square[E] = {};
-#pragma GCC unroll 8
-  for (int l = 0; l < E; ++l) {
-    if (kWhole || l < channels) square[l] = load_edge(from + l * channel_stride, 0, kWhole ? E : pixels);
-  }
-  transpose_square(square);
+  EdgeVector<Sum<T>> square[E];
+  load_transposed<kWhole>(square, from, channel_stride, channels, pixels);
 #pragma GCC unroll 8
   for (int l = 0; l < E; ++l) store_as(to[l] + first_channel, square[l], E);
 }

@@ -330,10 +330,11 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
   int64_t positions = std::max({plan.row_pitch, width.slots, met});
   if (plan.form == Form::kScatter) positions *= plan.rows_sharing;
   int64_t values = rows ? rows_together * taps * plan.row_pitch : plan.sums_pitch * positions;
-  if (plan.few_values && !windows) values = std::max(values, plan.points * plan.tap_stride);
   plan.values_pitch = round_up(width.kernel, kWindow);
-  if (plan.form == Form::kPixels)
+  if (plan.form == Form::kPixels) {
     values = std::max(values, depth.kernel * height.kernel * positions * plan.values_pitch);
+    if (plan.few_values) values = std::max(values, plan.points * plan.tap_stride);
+  }
   const int64_t results = windows ? plan.rows_sharing * plan.groups * plan.channels * (plan.row_pitch + lanes)
                           : rows  ? rows_together * plan.channels * plan.row_pitch
                                   : plan.groups * plan.pixel_pitch * (positions + lanes);
@@ -364,8 +365,8 @@ void lay_out_scratch(Plan& plan, int64_t accumulate_bytes, int64_t lanes) {
 
 Plan make_plan(Operation operation, const Problem& problem, int64_t element_bytes, int64_t vector_bytes,
                int64_t threads) {
-  const int64_t accumulate_bytes = std::max<int64_t>(4, element_bytes),
-                lanes = vector_bytes / accumulate_bytes;
+  const int64_t accumulate_bytes = std::max<int64_t>(4, element_bytes);
+  const int64_t lanes = vector_bytes / accumulate_bytes;
   const bool correlation = operation == Operation::kCorrelation;
   Plan plan{};
   plan.operation = operation;

@@ -64,9 +64,8 @@ class Scatter {
           rows = smaller(sharing - p % sharing, bottom - p);
           const int64_t next = smaller(sharing, bottom - p - rows);
           // What rows to come reach no more.
-          const int64_t until = left > 0   ? finished_
-                                : next > 0 ? smaller(results, lowest(p + rows))
-                                           : results;
+          int64_t until = finished_;
+          if (left == 0) until = next > 0 ? smaller(results, lowest(p + rows)) : results;
           fetch_rows(d, until, plane, p + rows, next);
           add_rows(kd, plane, p, rows);
           finish(d, until);

@@ -84,16 +84,30 @@ INVOLUTION_INLINE EdgeVector<Sum<T>> load_edge(const T* from, int64_t first, int
   }
 }
 
-// The first `count` elements of an edge, narrowed.
-template <typename T>
-INVOLUTION_INLINE void store_edge(T* to, const EdgeVector<Sum<T>>& value, int64_t count) {
-  if constexpr (kLanes<T> == kEdge<Sum<T>>) {
-    store_some(to, value, count);
-  } else if constexpr (sizeof(T) == sizeof(Sum<T>)) {
+// The first `count` elements of a vector or a half, narrowed.
+template <typename T, typename V>
+INVOLUTION_INLINE void store_narrowed(T* to, const V& value, int64_t count) {
+  if constexpr (sizeof(T) == sizeof(Sum<T>)) {
     store_as(to, value, count);
+  } else if constexpr (sizeof(V) == kVectorBytes) {
+    store_some(to, value, count);
   } else {
     store_lanes(to, whole_of(value), count);
   }
+}
+
+// A square of `count` edges that lie `pitch` apart, of `length` elements each, or of all if kWhole,
+// transposed.
+template <bool kWhole, typename T>
+INVOLUTION_INLINE void load_transposed(EdgeVector<Sum<T>> (&square)[kEdge<Sum<T>>], const T* from,
+                                       int64_t pitch, int64_t count, int64_t length) {
+  constexpr int E = kEdge<Sum<T>>;
+#pragma GCC unroll 8
+  for (int l = 0; l < E; ++l) {
+    square[l] = EdgeVector<Sum<T>>{};
+    if (kWhole || l < count) square[l] = load_edge(from + l * pitch, 0, kWhole ? E : length);
+  }
+  transpose_square(square);
 }
 
 // The same as copy_transposed, of one column of `rows` elements.
@@ -111,15 +125,11 @@ template <bool kWhole, typename From, typename To>
 INVOLUTION_INLINE void copy_square(const From* from, int64_t from_pitch, To* to, int64_t to_pitch,
                                    int64_t rows, int64_t columns) {
   constexpr int E = kEdge<Sum<From>>;
-  EdgeVector<Sum<From>> square[E] = {};
+  EdgeVector<Sum<From>> square[E];
+  load_transposed<kWhole>(square, from, from_pitch, columns, rows);
 #pragma GCC unroll 8
   for (int l = 0; l < E; ++l) {
-    if (kWhole || l < columns) square[l] = load_edge(from + l * from_pitch, 0, kWhole ? E : rows);
-  }
-  transpose_square(square);
-#pragma GCC unroll 8
-  for (int l = 0; l < E; ++l) {
-    if (kWhole || l < rows) store_edge(to + l * to_pitch, square[l], kWhole ? E : columns);
+    if (kWhole || l < rows) store_narrowed(to + l * to_pitch, square[l], kWhole ? E : columns);
   }
 }
 

@@ -120,7 +120,7 @@ void store_planes(const Sum<T>* sums, int64_t pitch, T* to, int64_t stride, int6
       transpose_square(square);
 #pragma GCC unroll 8
       for (int k = 0; k < kWindow; ++k) {
-        if (k < width) store_edge(to + i + (r * width + k) * stride, square[k], some);
+        if (k < width) store_narrowed(to + i + (r * width + k) * stride, square[k], some);
       }
     }
   }
