@@ -122,7 +122,7 @@ class PixelGather {
     links_.collect(best_block<S, kVectors>);
   }
 
-  void run(Ahead<T>& source_ahead) {
+  void run() {
     const int64_t length = item_.count[kWidth], rows = item_.count[kHeight];
     const int64_t group_stride = plan_.problem.channels_per_group * strides_.channel;
     // Rows that follow each other in memory leave together, for the sake of narrow ones.
@@ -138,13 +138,15 @@ class PixelGather {
         together = smaller(most, rows - h);
         T* first = result_ + d * strides_.space[kDepth] + h * strides_.space[kHeight];
         for (int64_t r = 0; r < together; ++r) {
-          source_ahead.step();
           meet_rows(d, h + r);
           fetch_rows(d, h + r);
           for (int64_t g = 0; g < item_.groups; g += groups) {
             T* to = first + g * group_stride;
-            if (!in_place_ && r == 0 && strides_.space[kWidth] == 1)
-              expect(to, strides_, together * length, item_.channels);
+            if (!in_place_ && strides_.space[kWidth] == 1) {
+              // A share of the lines that the results of all these rows go to.
+              const int64_t from = r * item_.channels / together, until = (r + 1) * item_.channels / together;
+              expect(to + from * strides_.channel, strides_, together * length, until - from);
+            }
             S* results = results_ + r * length * plan_.pixel_pitch;
             gather(d, h + r, g, groups, to + r * strides_.space[kHeight], results);
             if (!in_place_ && r + 1 == together) {
@@ -196,7 +198,7 @@ class PixelGather {
   // are few: in the order of memory, a line once, where rows would fetch lines that they share with others.
   void begin_fetching() {
     if (next_ == nullptr) return;
-    expect_first_rows(plan_, *next_, source_, plan_.rolling, fetches_.item);
+    expect_source(plan_, next_, source_, fetches_.item);
     if (plan_.few_values && next_weights_ != weights_)
       fetches_.item.add(next_weights_, 1, 0, plan_.points * plan_.tap_stride);
     fetches_.item.start(item_.count[kDepth] * item_.count[kHeight] * item_.groups * links_.blocks());

@@ -229,8 +229,11 @@ INVOLUTION_INLINE void correlate_at(const Plan& plan, const Item& item, int64_t 
 }
 
 template <typename T>
-void correlate_item(const Plan& plan, Item& item, const T* query, const T* key, T* weights, Ahead<T>& ahead,
+void correlate_item(const Plan& plan, Item& item, const Item* next, const T* query, const T* key, T* weights,
                     unsigned char* scratch) {
+  FetchQueue ahead;
+  expect_source(plan, next, key, ahead);
+  ahead.start(item.count[kDepth] * item.count[kHeight]);
   TapList list(plan, item, scratch);
   const ActivationStrides& strides = plan.problem.y;
   const WeightStrides& weight_strides = plan.problem.w;

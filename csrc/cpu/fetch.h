@@ -27,6 +27,10 @@ class FetchQueue {
   INVOLUTION_INLINE void add(const T* first, int64_t runs, int64_t pitch, int64_t run) {
     constexpr int64_t kSize = sizeof(T);
     if (count_ == kMost || runs <= 0 || run <= 0) return;
+    if (pitch == run) {
+      run *= runs;
+      runs = 1;
+    }
     // A run may begin within a line.
     entries_[count_++] = {reinterpret_cast<const char*>(first), runs, pitch * kSize,
                           (run * kSize + kLineBytes - 1) / kLineBytes + 1};

@@ -254,8 +254,12 @@ INVOLUTION_INLINE void gather_at(const Plan& plan, const Item& item, const Rows&
 }
 
 template <typename T>
-void gather_item(const Plan& plan, const Item& item, const T* weights, T* result, Ahead<T>& ahead,
-                 unsigned char* scratch) {
+void gather_item(const Plan& plan, const Item& item, const Item* next, const T* source, const T* weights,
+                 T* result, unsigned char* scratch) {
+  stage(plan, item, source, reinterpret_cast<Sum<T>*>(scratch));
+  FetchQueue ahead;
+  expect_source(plan, next, source, ahead);
+  ahead.start(item.count[kDepth] * item.count[kHeight]);
   TapList list(plan, item, scratch);
   const AxisPlan& width = plan.axis[kWidth];
   const ActivationStrides& strides = plan.result_strides();

@@ -171,76 +171,33 @@ INVOLUTION_INLINE void expect(const T* from, const ActivationStrides& strides, i
   }
 }
 
-// The first `rows` rows of the source that an item meets, of all its groups and planes, if the channels do
-// not lie apart (Ahead is for those that do).
+// What the next item of a thread stages first, while this one computes: with the channels innermost the rows
+// that its first results meet, else all rows. Of long rows the processor itself fetches as much as helps.
 template <typename T>
-void expect_first_rows(const Plan& plan, const Item& item, const T* source, int64_t rows, FetchQueue& queue) {
+void expect_source(const Plan& plan, const Item* next, const T* source, FetchQueue& queue) {
+  constexpr int64_t kWide = 32;
+  constexpr int64_t kWideWindows = 24;  // which fetch each row before it is met
+  if (next == nullptr) return;
   const ActivationStrides& strides = plan.source_strides();
-  if (strides.space[kWidth] == 1) return;
-  const Window deep = window_of(plan, item, kDepth), high = window_of(plan, item, kHeight);
-  const Window wide = window_of(plan, item, kWidth);
-  source = first_channel(plan, item, strides, source) + wide.first * strides.space[kWidth];
-  rows = smaller(rows, high.count);
-  // Rows that follow each other are one.
-  const bool dense = strides.space[kHeight] == wide.count * strides.space[kWidth];
-  for (int64_t d = deep.first; d < deep.first + deep.count; ++d) {
-    for (int64_t h = high.first; h < high.first + rows; h += dense ? rows : 1)
-      expect(source + d * strides.space[kDepth] + h * strides.space[kHeight], strides,
-             (dense ? rows : 1) * wide.count, channels_of(plan, item), queue);
+  const bool along_width = strides.space[kWidth] == 1;
+  if (along_width && next->count[kWidth] >= (plan.form == Form::kWindows ? kWideWindows : kWide)) return;
+  const Window deep = window_of(plan, *next, kDepth), high = window_of(plan, *next, kHeight);
+  const Window wide = window_of(plan, *next, kWidth);
+  const int64_t rows = along_width ? high.count : smaller(plan.rolling, high.count);
+  const int64_t row = strides.space[kHeight], channels = channels_of(plan, *next);
+  if (rows == 0 || wide.count == 0) return;
+  const T* plane = first_channel(plan, *next, strides, source) + deep.first * strides.space[kDepth] +
+                   high.first * row + wide.first * strides.space[kWidth];
+  for (int64_t d = 0; d < deep.count; ++d, plane += strides.space[kDepth]) {
+    if (row == wide.count * strides.space[kWidth]) {  // rows that follow each other are one
+      expect(plane, strides, rows * wide.count, channels, queue);
+    } else if (along_width && row < 2 * wide.count) {  // and so are those with little between them
+      expect(plane, strides, (rows - 1) * row + wide.count, channels, queue);
+    } else {
+      for (int64_t h = 0; h < rows; ++h) expect(plane + h * row, strides, wide.count, channels, queue);
+    }
   }
 }
-
-// Fetches what the next item will stage, some runs of memory at a time, while this one computes, if the
-// channels lie apart (expect_first_rows is for those that do not). Of long rows the processor itself fetches
-// as much as helps.
-template <typename T>
-class Ahead {
- public:
-  // `steps` is how often this item will call step().
-  Ahead(const Plan& plan, const Item* next, const T* source, int64_t steps) {
-    const ActivationStrides& strides = plan.source_strides();
-    const int64_t wide_from = plan.form == Form::kWindows ? kWideWindows : kWide;
-    if (next == nullptr || strides.space[kWidth] != 1 || next->count[kWidth] >= wide_from) return;
-    const Window deep = window_of(plan, *next, kDepth), high = window_of(plan, *next, kHeight);
-    const Window wide = window_of(plan, *next, kWidth);
-    run_ = wide.count;
-    rows_ = high.count;
-    if (run_ == strides.space[kHeight]) {  // rows that follow each other are one run
-      run_ *= rows_;
-      rows_ = smaller(rows_, 1);
-    }
-    channels_ = channels_of(plan, *next);
-    left_ = deep.count * rows_ * (run_ > 0 ? channels_ : 0);
-    at_once_ = (left_ + steps - 1) / steps;
-    channel_stride_ = strides.channel;
-    row_stride_ = strides.space[kHeight];
-    plane_stride_ = strides.space[kDepth];
-    plane_ = first_channel(plan, *next, strides, source) + deep.first * plane_stride_ +
-             high.first * row_stride_ + wide.first;
-  }
-
-  INVOLUTION_INLINE void step() {
-    const int64_t some = smaller(at_once_, left_);
-    left_ -= some;
-    for (int64_t i = 0; i < some; ++i) {
-      expect_run(plane_ + row_ * row_stride_ + channel_ * channel_stride_, run_);
-      if (++channel_ < channels_) continue;
-      channel_ = 0;
-      if (++row_ < rows_) continue;
-      row_ = 0;
-      plane_ += plane_stride_;
-    }
-  }
-
- private:
-  static constexpr int64_t kWide = 32;
-  static constexpr int64_t kWideWindows = 24;  // which fetch each row before it is met
-  const T* plane_ = nullptr;
-  int64_t run_ = 0, rows_ = 0, channels_ = 0;
-  int64_t channel_stride_ = 0, row_stride_ = 0, plane_stride_ = 0;
-  int64_t row_ = 0, channel_ = 0;
-  int64_t left_ = 0, at_once_ = 0;  // runs
-};
 
 // The slots of one row of the source, for every channel; elements outside of it are zero.
 template <typename T>

@@ -14,23 +14,19 @@ namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 template <typename T>
 INVOLUTION_INLINE void run_item(const Plan& plan, Item& item, const Item* next, const T* a, const T* b,
                                 T* out, unsigned char* scratch) {
-  Sum<T>* staged = reinterpret_cast<Sum<T>*>(scratch);
-  const bool correlation = plan.operation == Operation::kCorrelation;
-  Ahead<T> ahead(plan, next, correlation ? b : a, item.count[kDepth] * item.count[kHeight]);
   switch (plan.form) {
     case Form::kRows:
-      if (correlation) {
-        correlate_item(plan, item, a, b, out, ahead, scratch);
+      if (plan.operation == Operation::kCorrelation) {
+        correlate_item(plan, item, next, a, b, out, scratch);
       } else {
-        stage(plan, item, a, staged);
-        gather_item(plan, item, b, out, ahead, scratch);
+        gather_item(plan, item, next, a, b, out, scratch);
       }
       break;
     case Form::kPixels:
       if (plan.pixel_pitch == kLanes<T>) {
-        PixelGather<1, T>(plan, item, next, a, b, out, scratch).run(ahead);
+        PixelGather<1, T>(plan, item, next, a, b, out, scratch).run();
       } else {
-        PixelGather<2, T>(plan, item, next, a, b, out, scratch).run(ahead);
+        PixelGather<2, T>(plan, item, next, a, b, out, scratch).run();
       }
       break;
     case Form::kScatter:
@@ -41,14 +37,13 @@ INVOLUTION_INLINE void run_item(const Plan& plan, Item& item, const Item* next, 
       }
       break;
     case Form::kWindows:
-      if constexpr (kHasWindows<Sum<T>>)
-        WindowCorrelation<T>(plan, item, next, a, b, out, scratch).run(ahead);
+      if constexpr (kHasWindows<Sum<T>>) WindowCorrelation<T>(plan, item, next, a, b, out, scratch).run();
       break;
     case Form::kQuads:
       if (plan.quads == 4) {
-        QuadCorrelation<4, T>(plan, item, a, b, out, scratch).run(ahead);
+        QuadCorrelation<4, T>(plan, item, next, a, b, out, scratch).run();
       } else {
-        QuadCorrelation<0, T>(plan, item, a, b, out, scratch).run(ahead);
+        QuadCorrelation<0, T>(plan, item, next, a, b, out, scratch).run();
       }
   }
 }

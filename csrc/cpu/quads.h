@@ -209,8 +209,9 @@ void stage_quad_row(const Plan& plan, const Item& item, const T* from, Sum<T>* t
 template <int kPixel, typename T>
 class QuadCorrelation {
  public:
-  QuadCorrelation(const Plan& plan, const Item& item, const T* query, const T* key, T* weights,
-                  unsigned char* scratch)
+  // `next` is the item that this thread takes afterwards, or null.
+  QuadCorrelation(const Plan& plan, const Item& item, const Item* next, const T* query, const T* key,
+                  T* weights, unsigned char* scratch)
       : plan_(plan),
         item_(item),
         strides_(plan.problem.y),
@@ -225,9 +226,10 @@ class QuadCorrelation {
         query_(first_channel(plan, item, strides_, query) + tile_offset(item, strides_.space)),
         weights_(group_weights(plan, item, weights) + tile_offset(item, weight_strides_.space)) {
     if (plan.rolling == 0) stage_all(key);
+    expect_source(plan, next, key, fetches_.item);
   }
 
-  void run(Ahead<T>& key_ahead) {
+  void run() {
     const int64_t length = item_.count[kWidth], rows = item_.count[kHeight];
     // Rows that follow each other in memory are read and written together, for the sake of narrow ones.
     const bool in_place = plan_.tap_stride == 1;
@@ -236,18 +238,19 @@ class QuadCorrelation {
     const int64_t most = dense && plan_.rolling == 0 ? larger(1, plan_.row_pitch / length) : 1;
     const int64_t groups = in_place ? item_.groups : 1, sums_pitch = plan_.sums_pitch;
     const int64_t channels = channels_of(plan_, item_);
+    const int64_t vectors = (length + kQuads - 1) / kQuads * (item_.groups / groups);  // of a row
+    fetches_.item.start(vectors * rows * item_.count[kDepth]);
     int64_t together;
     for (int64_t d = 0; d < item_.count[kDepth]; ++d) {
       for (int64_t h = 0; h < rows; h += together) {
         together = smaller(most, rows - h);
-        for (int64_t r = 0; r < together; ++r) key_ahead.step();
         const T* query = query_ + d * strides_.space[kDepth] + h * strides_.space[kHeight];
         fetches_.row.clear();
         if (h + together < rows)
           expect(query + together * strides_.space[kHeight], strides_,
                  smaller(together, rows - h - together) * length, channels, fetches_.row);
         meet_rows(d, h);
-        fetches_.row.start((length + kQuads - 1) / kQuads * together * (item_.groups / groups));
+        fetches_.row.start(vectors * together);
         T* to = weights_ + d * weight_strides_.space[kDepth] + h * weight_strides_.space[kHeight];
         QuadRow<S> row = stage_query(query, together * length);
         row.groups = groups;

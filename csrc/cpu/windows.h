@@ -209,18 +209,17 @@ class WindowCorrelation {
         weights_(weights) {
     zero(staged_, item.groups * plan.group_pitch, item.groups * plan.group_pitch);
     if (next == nullptr) return;
-    expect_first_rows(plan, *next, key, plan.rolling, fetches_.item);
+    expect_source(plan, next, key, fetches_.item);
     if (plan.few_values)
       fetches_.item.add(group_weights(plan, *next, weights), 1, 0, plan.points * plan.tap_stride);
     fetches_.item.start((item.count[kHeight] + plan.rows_sharing - 1) / plan.rows_sharing * steps());
   }
 
-  void run(Ahead<T>& key_ahead) {
+  void run() {
     for (int64_t h = 0, count; h < item_.count[kHeight]; h += count) {
       const int64_t left = item_.count[kHeight] - h;
       // Two and two are better than three and one.
       count = left == 4 && plan_.rows_sharing == 3 ? 2 : smaller(plan_.rows_sharing, left);
-      for (int64_t r = 0; r < count; ++r) key_ahead.step();
       fetches_.row.clear();
       if (left > count) {
         fetch_rows(item_, h + count);
