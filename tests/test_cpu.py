@@ -70,6 +70,12 @@ GEOMETRIES = {
     "channels, six points": Case(1, 2, 16, (5, 19), (2, 3), (1, 1), (1, 1), (1, 1)),
     "channels, sequence": Case(2, 2, 16, (37,), (6,), (1,), (3,), (1,)),
     "channels, volume": Case(1, 1, 17, (5, 6, 9), (3, 2, 3), (2, 1, 2), (1, 1, 1), (1, 1, 1)),
+    "channels, volume without a stride": Case(
+        1, 2, 16, (4, 5, 9), (3, 2, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)
+    ),
+    # Half types widen the kernel values of such rows in several parts.
+    "channels, many points": Case(1, 2, 16, (3, 37), (7, 7), (1, 1), (3, 3), (1, 1)),
+    "channels, many points, strided": Case(1, 2, 16, (3, 75), (7, 7), (1, 2), (3, 3), (1, 1)),
     # Kernels wide enough for vectors along their rows.
     "windows": Case(2, 3, 5, (10, 19), (5, 7), (1, 1), (2, 3), (1, 1)),
     "windows, eight wide": Case(1, 2, 3, (8, 21), (9, 8), (1, 1), (4, 4), (1, 1)),
@@ -84,6 +90,8 @@ GEOMETRIES = {
     "channels, stride and dilation beyond a tile": Case(
         1, 2, 16, (4, 620), (2, 3), (1, 2), (0, 200), (1, 201)
     ),
+    # Tiles of the height, with pairs of rows and one row left over.
+    "volume, several tiles": Case(1, 1, 12, (3, 21, 40), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
     "volume, strided": Case(1, 1, 5, (7, 8, 19), (2, 3, 3), (2, 1, 2), (1, 1, 1), (1, 2, 1)),
 }
 EACH_GEOMETRY = pytest.mark.parametrize("name", GEOMETRIES)

@@ -120,6 +120,8 @@ class PixelGather {
                                            tile_offset(*next, strides_.space)) {
     if (plan.rolling == 0) stage_pixels(plan, item, source, staged_);
     links_.collect(best_block<S, kVectors>);
+    const int64_t block = links_.phases[0].block;
+    widened_ = larger(1, kWidenedBytes / (plan.sums_pitch * static_cast<int64_t>(sizeof(S)) * block)) * block;
   }
 
   void run() {
@@ -162,12 +164,13 @@ class PixelGather {
  private:
   using S = Sum<T>;
   static constexpr bool kWidens = sizeof(T) != sizeof(S);
+  static constexpr int64_t kWidenedBytes = 8 * 1024;
 
   // How narrow kernel values are widened, and in what units at a time.
   enum class Widening {
     kNone,
     kFew,         // all of an item
-    kPoints,      // of a row of results, position after position
+    kPoints,      // of some results of a row, position after position
     kKernelRows,  // of a row of results, whose kernel values belong to several rows of positions
     kTaps         // of a row of results, tap after tap
   };
@@ -253,40 +256,42 @@ class PixelGather {
     }
   }
 
+  // A row of some groups' results of one phase, but for its kernel values.
+  INVOLUTION_INLINE LinkedRow<S> link(const Phase& phase, const Target& target, int64_t group,
+                                      int64_t groups) const {
+    return {links_.rows,
+            links_.chains,
+            phase,
+            &target,
+            1,
+            nullptr,
+            weight_strides_.group,
+            found_.space[kWidth],
+            staged_ + group * plan_.group_pitch,
+            plan_.group_pitch,
+            groups,
+            Expected::kNone,
+            0,
+            false};
+  }
+
   // The row (d, h) of some groups' results, to `to` or to `results`.
   INVOLUTION_INLINE void gather(int64_t d, int64_t h, int64_t group, int64_t groups, T* to, S* results) {
     const int64_t phases = plan_.axis[kWidth].phases, pitch = plan_.pixel_pitch;
     const T* weights = weights_ + group * weight_strides_.group;
-    if (widening_ == Widening::kPoints) {
-      widen_points(weights + row_offset(d, h), weight_strides_.space[kWidth], weight_strides_.space[kHeight],
-                   item_.count[kWidth], plan_.points, values_, plan_.sums_pitch);
-    } else if (widening_ == Widening::kKernelRows) {
+    if (widening_ == Widening::kPoints) return gather_points(d, h, group, results);
+    if (widening_ == Widening::kKernelRows) {
       widen_kernel_rows(weights, weight_strides_.space[kWidth], next_row(d, h), positions_,
                         plan_.axis[kWidth].kernel, links_, values_, plan_.values_pitch);
     }
     for (int64_t p = 0; p < links_.phase_count; ++p) {
       const Target target{0, 0, links_.row_count};
-      LinkedRow<S> row{links_.rows,
-                       links_.chains,
-                       links_.phases[p],
-                       &target,
-                       1,
-                       nullptr,
-                       weight_strides_.group,
-                       found_.space[kWidth],
-                       staged_ + group * plan_.group_pitch,
-                       plan_.group_pitch,
-                       groups,
-                       Expected::kNone,
-                       0,
-                       false};
+      LinkedRow<S> row = link(links_.phases[p], target, group, groups);
       if constexpr (!kWidens) {
         row.weights = weights;
         expect_values(d, h, row);
       } else if (widening_ == Widening::kFew) {
         row.weights = values_;
-      } else if (widening_ == Widening::kPoints) {
-        row.weights = values_ - item_.first[kWidth] * plan_.sums_pitch;
       } else if (widening_ == Widening::kKernelRows) {
         row.rows = links_.staged_rows;
         row.weights = values_ - positions_.first * plan_.values_pitch;
@@ -301,6 +306,26 @@ class PixelGather {
                                phases * strides_.space[kWidth], item_.channels};
         sum_row<kVectors>(row, at, fetches_);
       }
+    }
+  }
+
+  // The row (d, h) of one group's results, with kernel values that are widened for a few blocks at a time:
+  // those of a long row, or of many kernel points, would push the pixels out of the first-level cache.
+  void gather_points(int64_t d, int64_t h, int64_t group, S* results) {
+    const int64_t length = item_.count[kWidth], pitch = plan_.pixel_pitch;
+    const int64_t stride = weight_strides_.space[kWidth];
+    const T* weights = weights_ + group * weight_strides_.group + row_offset(d, h);
+    const Target target{0, 0, links_.row_count};
+    LinkedRow<S> row = link(links_.phases[0], target, group, 1);
+    row.weights = values_ - item_.first[kWidth] * plan_.sums_pitch;
+    for (int64_t j = 0; j < length; j += widened_) {
+      row.phase.length = smaller(widened_, length - j);
+      if (row.phase.length < row.phase.block) row.phase.block = best_block<S, kVectors>(row.phase.length);
+      const int64_t ahead = length <= widened_ ? weight_strides_.space[kHeight] : widened_ * stride;
+      widen_points(weights + j * stride, stride, ahead, row.phase.length, plan_.points, values_,
+                   plan_.sums_pitch);
+      sum_row<kVectors>(row, RowResults<S>{results + j * pitch, 0, pitch, pitch}, fetches_);
+      row.source += widened_ * pitch;
     }
   }
 
@@ -325,7 +350,7 @@ class PixelGather {
     if (row.advance == 1) {
       row.expected = Expected::kRuns;
       row.ahead = next_row(d, h);
-    } else if (plan_.tap_stride == 1 && !transposed_) {
+    } else if (plan_.tap_stride == 1 && (!transposed_ || plan_.axis[kHeight].source == 1)) {
       row.expected = Expected::kPositions;
       row.ahead = kBlocksAhead * row.phase.block * row.advance;
     } else if (plan_.tap_stride == 1) {
@@ -355,6 +380,7 @@ class PixelGather {
   const T* const next_weights_;
   T* const result_;
   const T* const next_result_;
+  int64_t widened_;  // results whose kernel values are widened together, position after position
   Fetches fetches_;
 };
 

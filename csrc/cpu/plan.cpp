@@ -172,8 +172,9 @@ int64_t find_tap_stride(const Problem& problem) {
   return stride;
 }
 
-// The kernel, and how much of a group it takes at a time.
-void choose_form(Plan& plan, int64_t lanes, int64_t quad) {
+// The kernel, and how much of a group it takes at a time; `widens` if kernel values are stored narrower than
+// they are summed.
+void choose_form(Plan& plan, int64_t lanes, int64_t quad, bool widens) {
   const Problem& problem = plan.problem;
   const auto& [depth, height, width] = plan.axis;
   const int64_t channels = problem.channels_per_group;
@@ -191,8 +192,11 @@ void choose_form(Plan& plan, int64_t lanes, int64_t quad) {
     if (windows && plan.tap_stride != 0 && (plan.tap_stride == 1 || !long_rows)) plan.form = Form::kWindows;
   } else if (4 * channels >= 3 * lanes) {  // channels that fill vectors make better ones than the width
     // With a stride, the sums would come and go for a few kernel points each; a single row meets no other.
+    // Planes of a volume would be staged for each plane of the kernel, which pays where that saves widening.
+    const bool planes_meet = depth.kernel == 1 || widens;
     const bool rows_meet = depth.kernel * height.kernel > 1 && height.phases == 1 && width.phases == 1;
-    const bool scatters = plan.operation == Operation::kTranspose && plan.tap_stride == 1 && rows_meet;
+    const bool scatters =
+        plan.operation == Operation::kTranspose && plan.tap_stride == 1 && planes_meet && rows_meet;
     plan.form = scatters ? Form::kScatter : Form::kPixels;
   }
   if (plan.form == Form::kRows) {
@@ -231,6 +235,11 @@ bool cut_rows(Plan& plan, int64_t rows, int64_t accumulate_bytes) {
   for (;; rows = divide_up(rows, 2)) {
     set_tile(height, rows, 1, 0);
     plan.paired = plan.form == Form::kRows ? find_pairing(height) : 0;
+    if (plan.paired != 0 && height.tiles > 1 && height.tile > 1 && height.tile % 2 != 0) {
+      // It would leave a row without another.
+      set_tile(height, height.tile + 1, 2, 0);
+      plan.paired = find_pairing(height);
+    }
     const bool sums_stay = plan.operation == Operation::kCorrelation && plan.channel_blocks > 1;
     if (sums_stay && plan.paired == 0 && rows > 1) continue;
     plan.channel_pitch = depth.slots * height.slots * width.slots;
@@ -374,7 +383,7 @@ Plan make_plan(Operation operation, const Problem& problem, int64_t element_byte
   for (int axis = 0; axis < 3; ++axis) plan.axis[axis] = make_axis(operation, problem, axis);
   auto& [depth, height, width] = plan.axis;
   plan.points = depth.kernel * height.kernel * width.kernel;
-  choose_form(plan, lanes, kQuadBytes / accumulate_bytes);
+  choose_form(plan, lanes, kQuadBytes / accumulate_bytes, element_bytes < accumulate_bytes);
   if (plan.form == Form::kWindows) std::swap(width.advance, width.step);
   // A vector of a row may run over its end.
   set_tile(width, kWidestTile, lanes, plan.form == Form::kRows ? lanes : 0);
