@@ -91,7 +91,7 @@ GEOMETRIES = {
         1, 2, 16, (4, 620), (2, 3), (1, 2), (0, 200), (1, 201)
     ),
     # Tiles of the height, with pairs of rows and one row left over.
-    "volume, several tiles": Case(1, 1, 12, (3, 21, 40), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    "several tiles of the height": Case(1, 1, 32, (25, 40), (3, 3), (1, 1), (1, 1), (1, 1)),
     "volume, strided": Case(1, 1, 5, (7, 8, 19), (2, 3, 3), (2, 1, 2), (1, 1, 1), (1, 2, 1)),
 }
 EACH_GEOMETRY = pytest.mark.parametrize("name", GEOMETRIES)
