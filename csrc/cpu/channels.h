@@ -120,8 +120,10 @@ class PixelGather {
                                            tile_offset(*next, strides_.space)) {
     if (plan.rolling == 0) stage_pixels(plan, item, source, staged_);
     links_.collect(best_block<S, kVectors>);
-    const int64_t block = links_.phases[0].block;
-    widened_ = larger(1, kWidenedBytes / (plan.sums_pitch * static_cast<int64_t>(sizeof(S)) * block)) * block;
+    if constexpr (kWidens) {
+      const int64_t block = links_.phases[0].block, block_values = block * plan.sums_pitch;
+      widened_ = larger(1, kWidenedBytes / (block_values * static_cast<int64_t>(sizeof(S)))) * block;
+    }
   }
 
   void run() {
@@ -279,10 +281,12 @@ class PixelGather {
   INVOLUTION_INLINE void gather(int64_t d, int64_t h, int64_t group, int64_t groups, T* to, S* results) {
     const int64_t phases = plan_.axis[kWidth].phases, pitch = plan_.pixel_pitch;
     const T* weights = weights_ + group * weight_strides_.group;
-    if (widening_ == Widening::kPoints) return gather_points(d, h, group, results);
-    if (widening_ == Widening::kKernelRows) {
-      widen_kernel_rows(weights, weight_strides_.space[kWidth], next_row(d, h), positions_,
-                        plan_.axis[kWidth].kernel, links_, values_, plan_.values_pitch);
+    if constexpr (kWidens) {
+      if (widening_ == Widening::kPoints) return gather_points(d, h, group, results);
+      if (widening_ == Widening::kKernelRows) {
+        widen_kernel_rows(weights, weight_strides_.space[kWidth], next_row(d, h), positions_,
+                          plan_.axis[kWidth].kernel, links_, values_, plan_.values_pitch);
+      }
     }
     for (int64_t p = 0; p < links_.phase_count; ++p) {
       const Target target{0, 0, links_.row_count};
@@ -380,7 +384,7 @@ class PixelGather {
   const T* const next_weights_;
   T* const result_;
   const T* const next_result_;
-  int64_t widened_;  // results whose kernel values are widened together, position after position
+  int64_t widened_ = 0;  // results whose kernel values are widened together, position after position
   Fetches fetches_;
 };
 

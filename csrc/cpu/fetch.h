@@ -27,7 +27,7 @@ class FetchQueue {
   INVOLUTION_INLINE void add(const T* first, int64_t runs, int64_t pitch, int64_t run) {
     constexpr int64_t kSize = sizeof(T);
     if (count_ == kMost || runs <= 0 || run <= 0) return;
-    if (pitch == run) {
+    if (pitch == run) {  // runs that follow each other are one
       run *= runs;
       runs = 1;
     }

@@ -235,8 +235,8 @@ bool cut_rows(Plan& plan, int64_t rows, int64_t accumulate_bytes) {
   for (;; rows = divide_up(rows, 2)) {
     set_tile(height, rows, 1, 0);
     plan.paired = plan.form == Form::kRows ? find_pairing(height) : 0;
+    // An odd tile would leave a row without another.
     if (plan.paired != 0 && height.tiles > 1 && height.tile > 1 && height.tile % 2 != 0) {
-      // It would leave a row without another.
       set_tile(height, height.tile + 1, 2, 0);
       plan.paired = find_pairing(height);
     }

@@ -6,7 +6,7 @@
 // channels.h gathers: it would come back to a position's kernel values for every row of results that they
 // reach. Here all are used while a row of the source is at hand, in the order in which they lie in memory,
 // and the rows of results that it reaches are summed in scratch. Along the width it is a gather still. The
-// plan takes this where the stride is 1 along the height and the width.
+// plan takes this where the stride is 1 along the height and the width, and for volumes of half types alone.
 #pragma once
 
 #include "channels.h"

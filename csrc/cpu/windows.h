@@ -269,9 +269,7 @@ class WindowCorrelation {
     for (int64_t r = 0; r < count; ++r) {
       expect(query_at(item, h + r), strides_, length, channels_of(plan_, item), fetches_.row);
       const T* to = weights_at(item, h + r);
-      if (plan_.tap_stride == 1 && values == position) {
-        fetches_.row.add(to, 1, 0, length * position);
-      } else if (plan_.tap_stride == 1) {
+      if (plan_.tap_stride == 1) {
         fetches_.row.add(to, length, position, values);
       } else if (position == 1 && !plan_.few_values && (r == 0 || !dense)) {
         fetches_.row.add(to, plan_.points, plan_.tap_stride, dense ? count * length : length);
