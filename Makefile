@@ -6,12 +6,14 @@
 #   TORCH         the torch to install in it; pip's newest when the environment has none yet
 #   PYTEST_ARGS   more arguments for pytest
 #   BENCH_ARGS    arguments for the benchmark, such as --quick
+#   GPU_ARGS      arguments for the check on a GPU, such as --steps tests,ncu
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.6
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.involution-installed
@@ -20,7 +22,7 @@ BUILT_FROM := pyproject.toml setup.py involution/_version.py $(wildcard tools/*.
               $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_SOURCES := $(shell find benchmarks csrc examples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help venv test demo examples bench lint format sanitize profile clean
+.PHONY: help venv test demo examples bench gpu lint format sanitize profile clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,6 +53,9 @@ examples: venv  ## train on sequences and on volumes
 
 bench: venv  ## measure the operator against copies of memory and rivals
 	$(BIN)/python -m benchmarks.operator $(BENCH_ARGS)
+
+gpu: venv  ## check, measure and profile on a GPU in five minutes
+	$(BIN)/python -m benchmarks.gpu_check $(GPU_ARGS)
 
 lint: venv  ## check style and types
 	$(BIN)/ruff check .

@@ -168,7 +168,7 @@ def compiled_parts(decision: Decision) -> tuple[list[Extension], dict]:
     link_arguments = []
     if cuda:
         make_extension = cpp_extension.CUDAExtension
-        sources += sorted(glob("csrc/cuda/*.cu"))
+        sources += sorted(glob("csrc/cuda/*.cu")) + sorted(glob("csrc/cuda/*.cpp"))
         macros = [("INVOLUTION_WITH_CUDA", None)]
         # -lineinfo changes no code; it lets profilers and compute-sanitizer name source lines.
         flags["nvcc"] = ["-O3", "-lineinfo", *architectures]

@@ -216,7 +216,7 @@ class Bench:
         self, rival: Rival, operation: str, case: Case, layout: str, operands: Tensors, ours: float
     ) -> dict[str, Any]:
         item_size = operands.x.element_size()
-        if reason := rival.why_not(operation, case, layout, self.device):
+        if reason := rival.why_not(operation, case, layout, operands.x.dtype, self.device):
             return {"skipped": reason}
         scratch, kept = (of(operation, case, item_size) for of in (rival.scratch, rival.kept))
         free = environment.free_bytes(self.device)

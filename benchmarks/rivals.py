@@ -19,7 +19,7 @@ from torch import Tensor
 
 from involution import reference
 
-from . import check, plain_kernel
+from . import check, official_kernel, plain_kernel
 from .cases import Case, Tensors
 
 Call = Callable[[], Tensor]
@@ -33,7 +33,7 @@ class Rival:
     Attributes:
         name: What results call it.
         bind: From an operation and a case, what turns operands into the call that is timed.
-        why_not: Why it cannot take an operation on a case, in a layout, on a kind of device; None if it can.
+        why_not: Why it cannot take an operation on a case, in a layout and dtype, on a kind of device; None if it can.
         scratch: Bytes that a call needs beyond operands and result.
         kept: Bytes of what it prepares for each copy of the operands.
         accumulates_wide: Whether half types are summed, and products kept, in float32.
@@ -41,7 +41,7 @@ class Rival:
 
     name: str
     bind: Callable[[str, Case], Binding]
-    why_not: Callable[[str, Case, str, torch.device], str | None]
+    why_not: Callable[[str, Case, str, torch.dtype, torch.device], str | None]
     scratch: Callable[[str, Case, int], int] = lambda operation, case, item_size: 0
     kept: Callable[[str, Case, int], int] = lambda operation, case, item_size: 0
     accumulates_wide: bool = False
@@ -107,7 +107,9 @@ def _unfolded_bytes(operation: str, case: Case, item_size: int) -> int:
     return item_size * math.prod(case.output_shape) * case.points
 
 
-def _why_not_unfold(operation: str, case: Case, layout: str, device: torch.device) -> str | None:
+def _why_not_unfold(
+    operation: str, case: Case, layout: str, dtype: torch.dtype, device: torch.device
+) -> str | None:
     return "torch.nn.functional.unfold has no 3D form" if case.axes == 3 else None
 
 
@@ -176,7 +178,9 @@ def _bind_shift_compiled(operation: str, case: Case) -> Binding:
     return lambda t: lambda: function((t.x, t.w, t.y))
 
 
-def _why_not_compiled(operation: str, case: Case, layout: str, device: torch.device) -> str | None:
+def _why_not_compiled(
+    operation: str, case: Case, layout: str, dtype: torch.dtype, device: torch.device
+) -> str | None:
     return None
 
 
@@ -202,7 +206,9 @@ def _bind_plain(operation: str, case: Case) -> Binding:
     return bind
 
 
-def _why_not_plain(operation: str, case: Case, layout: str, device: torch.device) -> str | None:
+def _why_not_plain(
+    operation: str, case: Case, layout: str, dtype: torch.dtype, device: torch.device
+) -> str | None:
     if device.type != "cuda":
         return "it is a CUDA kernel"
     if layout != "contiguous":
@@ -212,6 +218,37 @@ def _why_not_plain(operation: str, case: Case, layout: str, device: torch.device
     if case.axes == 1 and case.strides != 1:
         return "it has one stride for both axes"
     return None
+
+
+# --- The published kernels, compiled for each shape ---------------------------------------------------------
+
+
+def _official_problem(case: Case) -> official_kernel.Problem:
+    pairs = (case.input_size, case.output_size, case.kernel_size, case.stride, case.padding, case.dilation)
+    height_and_width = ((sizes[0], sizes[1]) for sizes in pairs)
+    return official_kernel.Problem(case.batch, case.channels, case.groups, *height_and_width)
+
+
+def _bind_official(operation: str, case: Case) -> Binding:
+    problem = _official_problem(case)
+
+    def bind(t: Tensors) -> Call:
+        operands = {"forward": (t.x, t.w), "input_gradient": (t.y, t.w), "weight_gradient": (t.y, t.x)}
+        return lambda: official_kernel.run(operation, problem, *operands[operation])
+
+    return bind
+
+
+def _why_not_official(
+    operation: str, case: Case, layout: str, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    if device.type != "cuda":
+        return "it is a CUDA kernel"
+    if layout != "contiguous":
+        return "it reads contiguous tensors only"
+    if case.axes != 2:
+        return f"the published kernels have two dimensions, not {case.axes}"
+    return official_kernel.why_not(_official_problem(case), dtype)
 
 
 # --- A static kernel of the same size ---------------------------------------------------------------------
@@ -244,7 +281,7 @@ def _bind_depthwise(operation: str, case: Case) -> Binding:
     return bind
 
 
-def _never(operation: str, case: Case, layout: str, device: torch.device) -> str | None:
+def _never(operation: str, case: Case, layout: str, dtype: torch.dtype, device: torch.device) -> str | None:
     return None
 
 
@@ -261,6 +298,7 @@ RIVALS = {
     rival.name: rival
     for rival in (
         Rival("plain", _bind_plain, _why_not_plain, accumulates_wide=True),
+        Rival("official", _bind_official, _why_not_official),
         Rival("unfold", _bind_unfold, _why_not_unfold, _products_bytes, _kept_by_unfold),
         Rival("reference", _bind_reference, _why_not_compiled, accumulates_wide=True),
         # In the worst case the compiler fuses nothing.

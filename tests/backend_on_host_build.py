@@ -18,6 +18,7 @@ def library() -> Path:
     host, csrc = host_build.HOST, host_build.ROOT / "csrc"
     sources = [
         csrc / "cuda_backend.cpp",
+        csrc / "cuda" / "plan.cpp",
         csrc / "tensors.cpp",
         host / "backend_on_host.cpp",
         host / "kernels_on_host.cpp",

@@ -50,7 +50,8 @@ class HostRunner:
         self._stderr = tempfile.TemporaryFile()
 
     def _build(self) -> Path:
-        sources = [host_build.HOST / "runner.cpp", *sorted((host_build.ROOT / "csrc" / "cuda").glob("*.cu"))]
+        kernels = host_build.ROOT / "csrc" / "cuda"
+        sources = [host_build.HOST / "runner.cpp", kernels / "plan.cpp", *sorted(kernels.glob("*.cu"))]
         return host_build.build("runner", sources)
 
     def __enter__(self) -> "HostRunner":

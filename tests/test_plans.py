@@ -12,60 +12,103 @@ pytestmark = pytest.mark.skipif(
 
 OPERATIONS = ("involution", "involution_transpose", "local_correlation")
 MULTIPROCESSORS = 132
+KIB = 227  # of shared memory that a block may have
+STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))  # of RedNet: channels, and the side of the map
+
+EACH_OPERATION = pytest.mark.parametrize("operation", OPERATIONS)
+EACH_FORMAT = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+EACH_SIZE = pytest.mark.parametrize("element_size", [2, 4], ids=["half", "float32"])
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return host_build.build("plans", [host_build.HOST / "plans.cpp"])
+    sources = [host_build.ROOT / "benchmarks" / "plans.cpp", host_build.ROOT / "csrc" / "cuda" / "plan.cpp"]
+    return host_build.build("plans", sources)
 
 
 def plan(
-    program: Path, operation: str, element_size: int, last: bool, batch: int, channels: int, side: int
-) -> dict[str, str]:
-    """K = 7, 16 channels a group, stride 1."""
-    numbers = (element_size, int(last), batch, channels, channels // 16, side, 7, 1, MULTIPROCESSORS)
+    program: Path,
+    operation: str,
+    element_size: int,
+    last: bool,
+    batch: int,
+    channels: int,
+    side: int,
+    stride: int = 1,
+    multiprocessors: int = MULTIPROCESSORS,
+    kib: int = KIB,
+    forced: str = "",
+) -> tuple[str, dict[str, int]]:
+    """K = 7, 16 channels a group: the plan in words, and its numbers."""
+    numbers = (
+        element_size,
+        int(last),
+        batch,
+        channels,
+        channels // 16,
+        side,
+        7,
+        stride,
+        multiprocessors,
+        kib,
+    )
     command = [str(program), str(OPERATIONS.index(operation)), *map(str, numbers)]
-    text = subprocess.run(
-        command, env=host_build.environment(), capture_output=True, text=True, check=True
-    ).stdout
-    return dict(line.split(": ") for line in text.splitlines())
+    environment = {**host_build.environment(), **({"INVOLUTION_CUDA_PLAN": forced} if forced else {})}
+    text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    words, *lines = text.splitlines()
+    return words, {name: int(value) for name, value in (line.split(": ") for line in lines)}
 
 
-def warps(found: dict[str, str]) -> int:
-    """Of the busiest multiprocessor, when all blocks are resident."""
-    return -(-int(found["blocks"]) // MULTIPROCESSORS) * -(-int(found["threads"]) // 32)
+@EACH_OPERATION
+@EACH_FORMAT
+@EACH_SIZE
+@pytest.mark.parametrize("stride", [1, 2])
+def test_rednet_fills_the_machine(
+    program: Path, operation: str, last: bool, element_size: int, stride: int
+) -> None:
+    """At batch 32 no multiprocessor is without a block, and warps that copy stand beside those that compute."""
+    for channels, side in STAGES:
+        if side * stride > 56:
+            continue
+        words, found = plan(program, operation, element_size, last, 32, channels, side * stride, stride)
+        assert words.startswith("band square " if element_size == 2 else "fma "), words
+        assert found["blocks"] >= 128, words
+        assert found["shared_bytes"] <= KIB * 1024
+        assert found["threads"] == 32 * (found["consumers"] + found["producers"]) <= 640
+        assert found["producers"] >= 1
+        resident = min(
+            -(-found["blocks"] // MULTIPROCESSORS), (KIB + 1) * 1024 // (found["shared_bytes"] + 1024)
+        )
+        assert resident * found["threads"] >= 128, words
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("operation", OPERATIONS[:2])
-def test_channels_of_small_maps_are_spread_over_more_warps(program: Path, operation: str, last: bool) -> None:
-    """In float32. A lane of a full machine has 8 channels, of an empty one 2."""
-    for batch, channels, side, lane_channels in (
-        (1, 256, 14, 2),
-        (1, 512, 7, 2),
-        (32, 512, 7, 4),
-        (32, 256, 14, 8),
-        (32, 64, 56, 8),
-    ):
-        found = plan(program, operation, 4, last, batch, channels, side)
-        assert found["kind"] == "tiled"
-        assert int(found["lane_channels"]) == lane_channels
-        assert int(found["lanes"]) * lane_channels == 16
-        assert int(found["threads"]) % 32 == 0, "idle lanes"
-        if batch == 32:
-            assert warps(found) >= 16
+@EACH_OPERATION
+@EACH_SIZE
+def test_small_batches_are_cut_into_chunks(program: Path, operation: str, element_size: int) -> None:
+    for last in (False, True):
+        _, one = plan(program, operation, element_size, last, 1, 64, 56)
+        _, many = plan(program, operation, element_size, last, 256, 64, 56)
+        assert one["chunks"] > many["chunks"]
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_correlation_of_small_maps_fills_the_machine(program: Path, last: bool) -> None:
-    """A block for nearly every multiprocessor at batch 1; and never so large a block that its
-    multiprocessor, with registers for 512 threads, has none that loads while it computes."""
-    for batch, channels, side in ((1, 256, 14), (1, 512, 7), (32, 256, 14), (32, 512, 7), (32, 64, 56)):
-        found = plan(program, "local_correlation", 4, last, batch, channels, side)
-        assert found["kind"] == "tiled"
-        assert int(found["blocks"]) >= 128
-        assert int(found["threads"]) <= 256
-        rows = int(found["lanes"]) * int(found["row_groups"])
-        assert rows in (7, 8)  # each row of the kernel once, one lane idle at most
-        if batch == 32:
-            assert warps(found) >= 16
+@EACH_OPERATION
+@EACH_SIZE
+def test_plans_scale_with_the_machine(program: Path, operation: str, element_size: int) -> None:
+    """More multiprocessors take more chunks, and less shared memory is enough."""
+    for last in (False, True):
+        few = plan(program, operation, element_size, last, 1, 64, 56, multiprocessors=16)[1]
+        many = plan(program, operation, element_size, last, 1, 64, 56, multiprocessors=264)[1]
+        assert few["blocks"] < many["blocks"]
+        for kib in (163, 99, 64):
+            words, small = plan(program, operation, element_size, last, 32, 64, 56, kib=kib)
+            assert not words.startswith("generic"), words
+            assert small["shared_bytes"] <= kib * 1024
+
+
+def test_a_number_can_be_forced(program: Path) -> None:
+    arguments = (program, "involution", 2, True, 32, 64, 56)
+    _, own = plan(*arguments)
+    _, forced = plan(*arguments, forced="stages=4 producers=2 chunks=7")
+    assert (forced["stages"], forced["producers"], forced["chunks"]) == (4, 2, 7)
+    assert forced["channels"] == own["channels"]
+    assert plan(*arguments, forced="generic")[0] == "generic: INVOLUTION_CUDA_PLAN asks for it"

@@ -38,6 +38,14 @@ def test_each_lane_gets_its_part_of_a_matrix(program: Path, matrices: int, trans
                 assert got[lane, matrix, half] == 64 * matrix + 8 * row + column
 
 
+def test_rows_and_columns_are_exchanged(program: Path) -> None:
+    got = values(program, "movmatrix", "-", "-").reshape(32, 2)
+    for lane in range(32):
+        for half in range(2):
+            row, column = lane // 4, 2 * (lane % 4) + half  # of what is given
+            assert got[lane, half] == 8 * column + row
+
+
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("fragments", ["mma", "loaded_mma"])

@@ -1,197 +1,186 @@
-// The parts of the banded kernels: 16-bit tiles in shared memory, and the band of kernel values.
+// A row of the kernel as a band: how tensor cores multiply float16 and bfloat16.
+//
+// Along one row of the kernel, the results of 8 neighbouring positions n are a product of source columns j
+// and a banded matrix,
+//
+//   D[channel][n] += A[channel][j] * B[j][n],   B[j][n] = w[tap(j, n)] of the position that j or n stands
+//   for,
+//
+//   involution   tap = j - phase - S*n of position n                          S = 1: 16 columns, S = 2: 24
+//   transpose    tap = r + S*(phase + n + reach + carry - j) of position j    16 columns, for each residue e
+//   of
+//                                                                             the result's columns by S; r
+//                                                                             and carry follow from e and the
+//                                                                             padding
+//
+// A is 16 channels, 8 or 16 columns a fragment, by ldmatrix from rows of the source in either format. Of B a
+// lane of mma holds the pairs of columns 2t, 2t+1 (+8, +16) for n = lane / 4. The taps of one n fill at most
+// four pairs in a row, so each lane of its four has exactly one pair, always the same: two loads of two bytes
+// at addresses that are fixed for the lane, and a PRMT for each fragment with a selector that is fixed too
+// puts the pair where it belongs and zeros elsewhere. No band is built in memory and nothing is predicated.
 #pragma once
 
-#include "copy_async.cuh"
-#include "mma.cuh"
-#include "stage.cuh"
+#include "march.cuh"
 
 namespace involution {
 
-// How a tile of 16-bit elements lies in shared memory: as planes, [channel][row][column], or as pixels,
-// [row][column][channel]. It follows the source's format, so that both are staged 16 bytes at a time.
-template <bool kPixels>
-struct BandLayout {
-  static constexpr int kColumns = kPixels ? kBandColumnsOfPixels : kBandColumnsOfPlanes;
-  static constexpr int kPitch = band_pitch(kColumns);  // of a patch
-  static constexpr int kPatch = kBandRun * kPitch;     // elements of the patch of a run
+// Selectors of permute() for a pair (low, high) of zero-extended halves.
+constexpr uint32_t kNoPair = 0x7632;
+__device__ __forceinline__ uint32_t pair_selector(bool low, bool high) {
+  return (low ? 0x0010u : 0x0032u) | (high ? 0x5400u : 0x7600u);
+}
+
+__device__ __forceinline__ int clamp(int value, int low, int high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+// A lane's pair of taps of a kernel row, kFragments fragments of 8 columns.
+template <int kFragments>
+struct BandLane {
+  uint32_t select[kFragments];
+  int low;  // where in a row of kernel values, in bytes
+  int high;
+
+  // Of involution.
+  template <int KW, int S>
+  static __device__ __forceinline__ BandLane forward(const WeightPitch& pitch, int phase, int lane) {
+    const int n = lane / 4;
+    const int first = S * n + phase;
+    const int pair = first / 2 + ((lane - first / 2) & 3);
+    const int tap = 2 * pair - first;
+    BandLane band;
+#pragma unroll
+    for (int i = 0; i < kFragments; ++i) {
+      band.select[i] =
+          pair / 4 == i ? pair_selector(tap >= 0 && tap < KW, tap + 1 >= 0 && tap + 1 < KW) : kNoPair;
+    }
+    band.low = n * pitch.column + clamp(tap, 0, KW - 1) * pitch.point;
+    band.high = n * pitch.column + clamp(tap + 1, 0, KW - 1) * pitch.point;
+    return band;
+  }
+
+  // Of the transposed operation, for columns of the result whose sum with the padding is `shifted` by S.
+  template <int KW, int S>
+  static __device__ __forceinline__ BandLane transposed(const WeightPitch& pitch, int phase, int weight_phase,
+                                                        int shifted, int lane) {
+    constexpr int kReach = (KW - 1) / S;
+    const int e = shifted % S, carry = shifted / S;
+    const int most = (KW - 1 - e) / S;  // taps e + S*m, m = 0 .. most
+    const int n = lane / 4;
+    const int last = phase + n + kReach + carry;  // the column of m = 0
+    const int pair = (last - most) / 2 + ((lane - (last - most) / 2) & 3);
+    const int m = last - 2 * pair;
+    BandLane band;
+#pragma unroll
+    for (int i = 0; i < kFragments; ++i) {
+      band.select[i] = pair / 4 == i ? pair_selector(m >= 0 && m <= most, m >= 1 && m <= most + 1) : kNoPair;
+    }
+    // A column that holds no tap may lie outside of what is staged.
+    const int column = 2 * pair - phase + weight_phase;
+    const bool low = m >= 0 && m <= most, high = m >= 1 && m <= most + 1;
+    band.low = low ? column * pitch.column + (e + S * m) * pitch.point : 0;
+    band.high = high ? (column + 1) * pitch.column + (e + S * (m - 1)) * pitch.point : 0;
+    return band;
+  }
 };
 
-// A whole 16-byte access.
-template <typename T>
-using Octet = Vector<T, 8>;
+// The fragments of 8 channels (kUnit = 8) or 16 of a run of the source: where a lane's row of ldmatrix lies.
+template <bool kChannelsLast, int kUnit>
+struct SourceLane {
+  int own;   // of columns 0 to 15
+  int rest;  // of columns 16 to 23
 
-template <typename T>
-__device__ __forceinline__ const Octet<T>* as_octet(const T* from) {
-  return reinterpret_cast<const Octet<T>*>(from);
-}
-
-template <typename T>
-__device__ __forceinline__ Octet<T>* as_octet(T* to) {
-  return reinterpret_cast<Octet<T>*>(to);
-}
-
-// `channels` channels, of which the first `live` exist, of a `height` x `width` window of `plane`, like
-// stage_window, but in the tensor's own type; wait_for_copies() has to follow. `width` is a multiple of 8,
-// and so is x0 where `vector` is set.
-template <typename T, bool kPixels>
-__device__ __forceinline__ void stage_octets(T* tile, int plane_pitch, int row_pitch, const T* plane,
-                                             const ActivationStrides& strides, bool vector, int channels,
-                                             int live, int y0, int x0, int height, int width, int size_y,
-                                             int size_x, int thread, int threads) {
-  const int channel_stride = static_cast<int>(strides.channel);
-  const int y_stride = static_cast<int>(strides.space[kHeight]);
-  const int x_stride = static_cast<int>(strides.space[kWidth]);
-  BoxWalk walk = kPixels ? BoxWalk(height, width, channels / 8, thread, threads)
-                         : BoxWalk(channels, height, width / 8, thread, threads);
-  for (; !walk.done(); walk.advance()) {
-    const int c = kPixels ? walk.i2 * 8 : walk.i0;
-    const int row = kPixels ? walk.i0 : walk.i1;
-    const int column = kPixels ? walk.i1 : walk.i2 * 8;
-    const int y = y0 + row;
-    const int x = x0 + column;
-    const bool row_inside = plane != nullptr && c < live && y >= 0 && y < size_y;
-    const T* first = plane + (row_inside ? c * channel_stride + y * y_stride + x * x_stride : 0);
-    T* place = tile + (kPixels ? row * row_pitch + column * plane_pitch + c
-                               : c * plane_pitch + row * row_pitch + column);
-    if (vector) {  // an octet is then inside as a whole, or not at all
-      const bool inside = row_inside && x >= 0 && x < size_x;
-      copy_async(place, inside ? first : plane, inside);
+  __device__ __forceinline__ SourceLane(const ActivationPitch& pitch, int lane) {
+    const int row = lane % 8, matrix = lane / 8;
+    // 16 channels: matrices by channels, then by columns. 8 channels: by columns.
+    const int octet = kUnit == 16 ? matrix % 2 : 0, columns = kUnit == 16 ? matrix / 2 : matrix % 2;
+    if constexpr (kChannelsLast) {
+      own = (columns * 8 + row) * pitch.column + octet * 16;
+      rest = (16 + row) * pitch.column + octet * 16;
     } else {
-      Octet<T> octet{};
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int xi = kPixels ? x : x + i;
-        if (row_inside && xi >= 0 && xi < size_x) {
-          octet.value[i] = *element(first, i * (kPixels ? channel_stride : x_stride));
-        }
-      }
-      *as_octet(place) = octet;
+      own = (octet * 8 + row) * pitch.channel + columns * 16;
+      rest = (octet * 8 + row) * pitch.channel + 32;
     }
+  }
+};
+
+// a: columns 0 to 15; for S = 2, rest: columns 16 to 23. Rows 8 to 15 of a unit of 8 channels are zeros.
+template <bool kChannelsLast, int kUnit>
+__device__ __forceinline__ void load_source(uint32_t (&a)[4], Spot at) {
+  if constexpr (kUnit == 16) {
+    load_matrices<4, kChannelsLast>(a, at);
+  } else {
+    uint32_t octets[2];
+    load_matrices<2, kChannelsLast>(octets, at);
+    a[0] = octets[0], a[1] = 0, a[2] = octets[1], a[3] = 0;
   }
 }
+template <bool kChannelsLast, int kUnit>
+__device__ __forceinline__ void load_source_rest(uint32_t (&a)[2], Spot at) {
+  load_matrices<2, kChannelsLast>(a, at);
+  if constexpr (kUnit == 8) a[1] = 0;
+}
 
-// The kernel values of one lane's position, a row of the kernel at a time.
-//
-// In a mirrored sum they are other positions' (gather.h), and zero where those lie outside. Some value is
-// loaded all the same, and masked when it comes to the band, so that nothing waits for a load before that.
-template <typename T, int KW, bool kMirrored>
-class BandValues {
+// 16 (8) channels by 8 positions of sums to a row of results in either format: a lane's part of it.
+template <typename T, int kUnit>
+class BandResults {
  public:
-  __device__ __forceinline__ BandValues(const Gather& gather, const BlockPosition& at, const T* weight, int y,
-                                        int x)
-      : gather_(gather), depth_(at.depth), y_(y) {
-    const WeightStrides& strides = gather.weight_strides;
-    const int point_stride = static_cast<int>(strides.kernel[kWidth]);
-    const int x_stride = static_cast<int>(strides.space[kWidth]);
-    plane_ = weight + at.batch * strides.batch + at.group * strides.group;
-    if (!kMirrored) {
-      // Positions beyond the border take the last one's: their results are not stored.
-      plane_ += at.depth * static_cast<int>(strides.space[kDepth]) +
-                min(y, gather.result[kHeight] - 1) * static_cast<int>(strides.space[kHeight]) +
-                min(x, gather.result[kWidth] - 1) * static_cast<int>(strides.space[kWidth]);
-    }
-#pragma unroll
-    for (int m = 0; m < KW; ++m) {
-      const int other = x - gather.padding[kWidth] + m;
-      const bool inside = other >= 0 && other < gather.source[kWidth];
-      masks_[m] = inside ? 0xffff : 0;
-      offsets_[m] =
-          kMirrored ? (inside ? other : 0) * x_stride + (KW - 1 - m) * point_stride : m * point_stride;
-      if (kMirrored || m > 0) keep_in_register(offsets_[m]);
-    }
-  }
+  // `columns` from a position of the fragment to the next, from `first` on.
+  __device__ __forceinline__ BandResults(const ActivationPitch& pitch, bool channels_last, int columns,
+                                         int lane)
+      : channels_last_(channels_last),
+        column_(pitch.column * columns),
+        channel_(pitch.channel),
+        lane_(channels_last ? lane / 4 * column_ + lane % 4 * 4
+                            : lane / 4 * pitch.channel + lane % 4 * 2 * column_) {}
 
-  // Goes to a slice of the kernel.
-  __device__ __forceinline__ void start(int slice) {
-    const WeightStrides& strides = gather_.weight_strides;
-    if (!kMirrored) {
-      row_offset_ = slice * static_cast<unsigned>(strides.kernel[kDepth]);
-      row_step_ = static_cast<unsigned>(strides.kernel[kHeight]);
-      return;
-    }
-    // Unsigned, because positions outside may lead anywhere; they are not followed.
-    const int z = depth_ + slice * gather_.dilation[kDepth] - gather_.padding[kDepth];
-    rows_inside_ = z >= 0 && z < gather_.source[kDepth] ? gather_.source[kHeight] : 0;
-    reached_ = y_ - gather_.padding[kHeight];
-    row_offset_ = static_cast<unsigned>(z) * static_cast<unsigned>(strides.space[kDepth]) +
-                  reached_ * static_cast<unsigned>(strides.space[kHeight]) +
-                  (gather_.kernel[kDepth] - 1 - slice) * static_cast<unsigned>(strides.kernel[kDepth]) +
-                  (gather_.kernel[kHeight] - 1) * static_cast<unsigned>(strides.kernel[kHeight]);
-    row_step_ = gather_.dilation[kHeight] * static_cast<unsigned>(strides.space[kHeight]) -
-                static_cast<unsigned>(strides.kernel[kHeight]);
-  }
-
-  // Begins to load the next row.
-  __device__ __forceinline__ void load() {
-    const bool inside = !kMirrored || reached_ < rows_inside_;
-    if (kMirrored) {
-      row_mask_ = inside ? 0xffff : 0;
-      reached_ += gather_.dilation[kHeight];
-    }
-    const T* row = element(plane_, inside ? static_cast<int>(row_offset_) : 0);
-    row_offset_ += row_step_;
-#pragma unroll
-    for (int m = 0; m < KW; ++m) values_[m] = element(row, offsets_[m])->bits;
-  }
-
-  // Writes what was loaded over the band.
-  __device__ __forceinline__ void store(T* band) const {
-#pragma unroll
-    for (int m = 0; m < KW; ++m) {
-      const unsigned bits = kMirrored ? values_[m] & masks_[m] & row_mask_ : values_[m];
-      band[m].bits = static_cast<uint16_t>(bits);
+  __device__ __forceinline__ void store(Spot to, const float (&sums)[4]) const {
+    const uint32_t low = pack(sums[0], sums[1], T{}), high = pack(sums[2], sums[3], T{});
+    if (channels_last_) {
+      store_shared(to + lane_, transpose_matrix(low));
+      if constexpr (kUnit == 16) store_shared(to + lane_ + 16, transpose_matrix(high));
+    } else {
+      put(to + lane_, low);
+      if constexpr (kUnit == 16) put(to + lane_ + 8 * channel_, high);
     }
   }
 
  private:
-  const Gather& gather_;
-  const T* plane_;
-  int depth_;
-  int y_;
-  unsigned row_offset_;  // of the row to load next, from plane_
-  unsigned row_step_;
-  unsigned reached_;  // mirrored: the row of the source that it is for
-  unsigned rows_inside_;
-  unsigned row_mask_;
-  unsigned masks_[KW];
-  int offsets_[KW];
-  unsigned values_[KW];
-};
-
-// 16 x 16 sums of a run to the result: `sums[n]` has channels 8*n to 8*n + 7 of its 16 positions. They are
-// arranged in `patch`, and leave it 16 bytes at a time where they may.
-template <typename T>
-__device__ __forceinline__ void store_run(T* patch, const float (&sums)[2][4], T* result,
-                                          const ActivationStrides& strides, bool pixels, bool vector,
-                                          int channels, int positions) {
-  constexpr int kPitch = 24;  // an odd number of octets
-  static_assert(kPitch <= BandLayout<true>::kPitch, "the sums of a run fit into its patch");
-  const int lane = static_cast<int>(threadIdx.x);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int channel = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    const int position = lane / 4 + i / 2 % 2 * 8;
-    narrow(sums[i / 4][i % 4], patch + (pixels ? position * kPitch + channel : channel * kPitch + position));
-  }
-  __syncwarp();
-  const int outer = lane / 2;
-  const int inner = lane % 2 * 8;
-  const int channel = pixels ? inner : outer;
-  const int position = pixels ? outer : inner;
-  if (channel >= channels || position >= positions) return;
-  const Octet<T> octet = *as_octet(static_cast<const T*>(patch + outer * kPitch + inner));
-  const int channel_stride = static_cast<int>(strides.channel);
-  const int x_stride = static_cast<int>(strides.space[kWidth]);
-  T* first = result + channel * channel_stride + position * x_stride;
-  if (vector) {
-    *as_octet(first) = octet;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (pixels || position + i < positions)
-        first[i * (pixels ? channel_stride : x_stride)] = octet.value[i];
+  __device__ __forceinline__ void put(Spot at, uint32_t pair) const {
+    if (column_ == 2) {
+      store_shared(at, pair);
+    } else {
+      store_shared(at, static_cast<uint16_t>(pair));
+      store_shared(at + column_, static_cast<uint16_t>(pair >> 16));
     }
   }
-}
+
+  const bool channels_last_;
+  const int column_;
+  const int channel_;
+  const int lane_;
+};
+
+// What one warp works on: a run of 8 (transposed: 8*S) result columns and kUnits units of channels. The last
+// warp of an odd number of units has one that does not exist, whose results go nowhere.
+template <int kUnits, int kUnit>
+struct BandWarp {
+  int run;
+  int channel;        // the first of the first unit, in the pack
+  int group[kUnits];  // of each unit, in bytes of kernel values
+  bool live[kUnits];
+
+  __device__ __forceinline__ BandWarp(const March& m, int warp) {
+    const int units = m.pack_channels / kUnit, warps_of_run = (units + kUnits - 1) / kUnits;
+    run = warp / warps_of_run;
+    const int first = warp % warps_of_run * kUnits;
+    channel = first * kUnit;
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      live[i] = first + i < units;
+      group[i] = (live[i] ? first + i : first) * kUnit / m.group_channels * m.weight_pitch.group;
+    }
+  }
+};
 
 }  // namespace involution

@@ -1,10 +1,10 @@
-// What the kernels offer to the rest of the extension: one launcher for each element type.
+// What the kernels offer to the rest of the extension.
 #pragma once
 
 #include <cstdint>
 
 #include "element.h"
-#include "parts.h"
+#include "geometry.h"
 #include "plan.h"
 
 // The tests' stand-in for the CUDA runtime, where its folder is on the include path.
@@ -33,11 +33,11 @@ namespace launch_detail {
 
 // Bytes, as far as the widest access of the kernels cares.
 inline int alignment_of(const void* address) {
-  const auto bits = reinterpret_cast<std::uintptr_t>(address);
-  return static_cast<int>(bits % 16 == 0 ? 16 : bits & (~bits + 1));
+  const auto bits = reinterpret_cast<std::uintptr_t>(address) | 16;
+  return static_cast<int>(bits & (~bits + 1));
 }
 
-// The offset and the tensor of each role, in the operation's own order.
+// The operands of a part, in the operation's own order.
 template <typename T>
 struct Operands {
   const T* a;
@@ -68,7 +68,7 @@ Operands<T> operands_of(Operation operation, const Part& part, const T* a, const
 template <typename T, typename Planner>
 cudaError_t launch_parts(Operation operation, const Problem& problem, const T* a, const T* b, T* out,
                          cudaStream_t stream, const Planner& plan_of) {
-  const Parts parts = parts_of(operation, problem);
+  const Parts parts = parts_of(problem);
   for (int i = 0; i < parts.count; ++i) {
     const auto operands = launch_detail::operands_of(operation, parts.part[i], a, b, out);
     const Problem& part = parts.part[i].problem;

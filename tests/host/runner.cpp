@@ -10,23 +10,6 @@
 namespace involution::host {
 namespace {
 
-std::string describe(const Plan& plan) {
-  std::ostringstream text;
-  text << plan.reason;
-  if (plan.kind == PlanKind::kGeneric) return text.str();
-  text << ": tile " << plan.tile_height << "x" << plan.tile_width << ", " << plan.blocks << " blocks of "
-       << plan.threads << " threads (" << plan.runs << " runs), " << plan.shared_bytes
-       << " bytes of shared memory, " << plan.channels_staged << " channels staged, " << plan.row_groups
-       << " row groups, " << plan.lane_channels << " channels a lane";
-  if (plan.source_vector) text << ", source_vector";
-  if (plan.weight_vector) text << ", weight_vector";
-  if (plan.result_vector) text << ", result_vector";
-  if (plan.source_channels_last) text << ", source_channels_last";
-  if (plan.weight_channels_last) text << ", weight_channels_last";
-  if (plan.result_channels_last) text << ", result_channels_last";
-  return text.str();
-}
-
 template <typename T>
 cudaError_t execute(const Request& request, const GuardedBuffer& a, const GuardedBuffer& b,
                     GuardedBuffer& out, std::string* plan_text) {

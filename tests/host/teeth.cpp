@@ -11,8 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cuda/copy_async.cuh"
-#include "cuda/mma.cuh"
+#include "cuda/machine.cuh"
 #include "cuda_on_host.h"
 
 namespace {
@@ -27,7 +26,8 @@ struct Params {
   float* out;
 };
 
-float* tile() { return reinterpret_cast<float*>(host::shared_memory()); }
+float* tile() { return reinterpret_cast<float*>(shared_memory()); }
+Spot spot(int element) { return shared_memory() + element * static_cast<int>(sizeof(float)); }
 
 // ---- missing barriers --------------------------------------------------------------------------------
 
@@ -78,8 +78,9 @@ __global__ void missing_warp_barrier(Params p) {
 template <bool kWrong>
 __global__ void copies_too_early(Params p) {
   const int t = threadIdx.x;
-  if (t < kThreads / 4) copy_async(tile() + 4 * t, p.in + 4 * t, true);
-  if (!kWrong) wait_for_copies();
+  if (t < kThreads / 4) copy_async<16>(spot(4 * t), p.in + 4 * t, true);
+  commit_copies();
+  if (!kWrong) wait_for_copies<0>();
   __syncthreads();
   p.out[t] = tile()[kThreads - 1 - t];
 }
@@ -88,8 +89,9 @@ __global__ void copies_too_early(Params p) {
 template <bool kWrong>
 __global__ void copies_without_barrier(Params p) {
   const int t = threadIdx.x;
-  if (t < kThreads / 4) copy_async(tile() + 4 * t, p.in + 4 * t, true);
-  wait_for_copies();
+  if (t < kThreads / 4) copy_async<16>(spot(4 * t), p.in + 4 * t, true);
+  commit_copies();
+  wait_for_copies<0>();
   if (!kWrong) __syncthreads();
   p.out[t] = tile()[kThreads - 1 - t];
 }
@@ -102,7 +104,7 @@ __global__ void matrices_too_early(Params p) {
   std::memcpy(tile() + 4 * t, p.in + 4 * t, 16);
   if (!kWrong) __syncwarp();
   uint32_t registers[4];
-  load_matrices<4, false>(registers, tile() + 4 * (t ^ 1));
+  load_matrices<4, false>(registers, spot(4 * (t ^ 1)));
   std::memcpy(p.out + t, registers, sizeof(float));
 }
 
@@ -114,7 +116,7 @@ __global__ void matrices_overwritten(Params p) {
   std::memcpy(tile() + 4 * t, p.in + 4 * t, 16);
   __syncwarp();
   uint32_t registers[4];
-  load_matrices<4, false>(registers, tile() + 4 * t);
+  load_matrices<4, false>(registers, spot(4 * t));
   if (!kWrong) __syncwarp();
   std::memset(tile() + 4 * t, 0, 16);
   std::memcpy(p.out + t, registers, sizeof(float));
@@ -179,7 +181,7 @@ __global__ void matrices_without_all_lanes(Params p) {
   std::memset(tile() + 4 * t, 0, 16);
   __syncwarp();
   uint32_t registers[2] = {};
-  if (!kWrong || t < 16) load_matrices<2, true>(registers, tile() + 4 * t);
+  if (!kWrong || t < 16) load_matrices<2, true>(registers, spot(4 * t));
   p.out[t] = p.in[t] + static_cast<float>(registers[0]);
 }
 
@@ -234,7 +236,7 @@ __global__ void misaligned_matrix(Params p) {
   std::memset(tile() + 4 * t, 0, 16);
   __syncwarp();
   uint32_t registers[2];
-  load_matrices<2, false>(registers, tile() + 4 * (t / 2) + (kWrong ? 2 : 0));
+  load_matrices<2, false>(registers, spot(4 * (t / 2) + (kWrong ? 2 : 0)));
   p.out[t] = p.in[t] + static_cast<float>(registers[0]);
 }
 

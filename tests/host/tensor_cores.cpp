@@ -2,6 +2,7 @@
 //
 //   tensor_cores ldmatrix    N TRANSPOSED   a line a lane: the elements of its N registers, low half first,
 //                                           where element (r, c) of matrix m is 64 * m + 8 * r + c
+//   tensor_cores movmatrix   - -            the same, of the matrix with elements 8 * r + c after it
 //   tensor_cores mma         K TYPE         32 lines of 4 sums: fragments filled and read as PTX documents
 //                                           them, A[i][k] = (5*i + 3*k) % 13 - 6, B[k][j] = (7*k + j) % 11 -
 //                                           5
@@ -12,7 +13,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cuda/mma.cuh"
+#include "cuda/scalar.cuh"
 
 namespace {
 
@@ -21,7 +22,8 @@ using namespace involution;
 int a_value(int i, int k) { return (5 * i + 3 * k) % 13 - 6; }
 int b_value(int k, int j) { return (7 * k + j) % 11 - 5; }
 
-uint16_t* tile() { return reinterpret_cast<uint16_t*>(host::shared_memory()); }
+uint16_t* tile() { return reinterpret_cast<uint16_t*>(shared_memory()); }
+Spot spot(const uint16_t* element) { return shared_memory() + 2 * (element - tile()); }
 
 template <int N, bool kTransposed>
 __global__ void print_matrices(uint32_t* out) {
@@ -29,8 +31,15 @@ __global__ void print_matrices(uint32_t* out) {
   for (int i = lane; i < 64 * N; i += 32) tile()[i] = static_cast<uint16_t>(i);
   __syncwarp();
   uint32_t registers[N];
-  load_matrices<N, kTransposed>(registers, tile() + 8 * (lane % (8 * N)));
+  load_matrices<N, kTransposed>(registers, spot(tile() + 8 * (lane % (8 * N))));
   for (int i = 0; i < N; ++i) out[lane * N + i] = registers[i];
+}
+
+// Of the matrix whose element (r, c) is 8 * r + c.
+__global__ void print_transposed(uint32_t* out) {
+  const int row = threadIdx.x / 4, column = threadIdx.x % 4 * 2;
+  const auto first = static_cast<uint32_t>(8 * row + column);
+  out[threadIdx.x] = transpose_matrix(first | (first + 1) << 16);
 }
 
 template <typename T>
@@ -78,8 +87,8 @@ __global__ void multiply_loaded(float* out) {
   __syncwarp();
   uint32_t a[K / 4];
   uint32_t b[2];
-  load_matrices<K / 4, false>(a, a_tile + lane % 16 * K + lane / 16 % (K / 8) * 8);
-  load_matrices<2, true>(b, b_tile + lane % K * 8);  // of K = 8, twice the same
+  load_matrices<K / 4, false>(a, spot(a_tile + lane % 16 * K + lane / 16 % (K / 8) * 8));
+  load_matrices<2, true>(b, spot(b_tile + lane % K * 8));  // of K = 8, twice the same
   float c[4] = {};
   if constexpr (K == 16) {
     multiply_add(c, a, b[0], b[1], T{});
@@ -115,6 +124,7 @@ int main(int argc, char** argv) {
     if (four) return print_matrices(transposed ? print_matrices<4, true> : print_matrices<4, false>, 4);
     return print_matrices(transposed ? print_matrices<2, true> : print_matrices<2, false>, 2);
   }
+  if (std::strcmp(argv[1], "movmatrix") == 0) return print_matrices(print_transposed, 1);
   if (std::strcmp(argv[1], "mma") == 0) {
     if (sixteen)
       return print_sums(half ? multiply_documented<Float16, 16> : multiply_documented<BFloat16, 16>);

@@ -1,8 +1,9 @@
 // Prints the plan of one involution of images, without launching anything:
 //
-//   plans OPERATION ELEMENT_SIZE CHANNELS_LAST BATCH CHANNELS GROUPS SIDE KERNEL STRIDE MULTIPROCESSORS
+//   plans OPERATION ELEMENT_SIZE CHANNELS_LAST BATCH CHANNELS GROUPS SIDE KERNEL STRIDE MULTIPROCESSORS KIB
 //
-// a line for each number that a test asks for. The tensors are aligned, and padded by half the kernel.
+// KIB of shared memory for a block. A line in words, then one for each number that a test asks for. The
+// tensors are aligned, and padded by half the kernel.
 
 #include <cstdio>
 #include <cstdlib>
@@ -11,7 +12,7 @@
 
 int main(int argc, char** argv) {
   using namespace involution;
-  if (argc != 11) return 2;
+  if (argc != 12) return 2;
   const auto number = [&](int index) { return static_cast<int64_t>(std::atoll(argv[index])); };
   const auto operation = static_cast<Operation>(number(1));
   const int64_t channels = number(5), groups = number(6), side = number(7), kernel = number(8);
@@ -44,13 +45,13 @@ int main(int argc, char** argv) {
                             {0, out * groups * points, groups * points}}
             : WeightStrides{groups * points * space, points * space, {0, kernel * space, space}, {0, out, 1}};
 
-  const DeviceLimits limits{227 * 1024, 228 * 1024, number(10)};
+  const DeviceLimits limits{number(11) * 1024, (number(11) + 1) * 1024, number(10)};
   const Plan plan = make_plan(operation, p, static_cast<int>(number(2)), {16, 16, 16}, limits);
-  const char* const kinds[] = {"generic", "tiled", "banded"};
-  std::printf("kind: %s\n", kinds[static_cast<int>(plan.kind)]);
-  std::printf("tile_height: %d\ntile_width: %d\nlanes: %d\nlane_channels: %d\nrow_groups: %d\n",
-              plan.tile_height, plan.tile_width, plan.lanes, plan.lane_channels, plan.row_groups);
+  std::printf("%s\n", describe(plan).c_str());
+  const March& m = plan.march;
   std::printf("blocks: %lld\nthreads: %d\nshared_bytes: %lld\n", static_cast<long long>(plan.blocks),
               plan.threads, static_cast<long long>(plan.shared_bytes));
+  std::printf("channels: %d\nchunks: %d\nstages: %d\nconsumers: %d\nproducers: %d\n", m.pack_channels,
+              m.chunks, m.stages, m.consumers, m.producers);
   return 0;
 }

@@ -1,0 +1,104 @@
+// Involution of float16 and bfloat16: y[c, o] = sum_k w[k, o] * x[c, o*stride - padding + k].
+//
+// A warp owns a run of 8 positions and two units of 16 channels (8 in the form for any shape). A step is one
+// row of y. For each row of the kernel and unit: two LDS of two bytes, two PRMT, one HMMA and one LDSM (S =
+// 2: three PRMT, two HMMA, two LDSM), the operands of the next kernel row on their way meanwhile; about 11
+// instructions a position and group of 16 channels in all, copying included, at K = 7.
+#pragma once
+
+#include "band.cuh"
+
+namespace involution {
+
+// KH: rows of the kernel, where the compiler knows them; 0: any number.
+template <typename T, int KW, int KH, int S, bool kChannelsLast>
+__device__ __forceinline__ void band_forward(const March& m, const Steps& steps) {
+  constexpr int kUnit = KH > 0 ? 16 : 8, kUnits = 2;
+  constexpr int kFragments = S + 1;
+  const int lane = threadIdx.x % 32;
+  const BandWarp<kUnits, kUnit> own(m, uniform(threadIdx.x / 32));
+  const SourceLane<kChannelsLast, kUnit> source(m.source_pitch, lane);
+  const auto band = BandLane<kFragments>::template forward<KW, S>(m.weight_pitch, m.phase, lane);
+  const BandResults<T, kUnit> results(m.other_pitch, m.result.piece_columns == 0, 1, lane);
+
+  const Spot shared = shared_memory();
+  const int run = own.run * 8;
+  const Spot pixels = shared + m.source.base + run * S * m.source_pitch.column + source.own +
+                      own.channel * m.source_pitch.channel;
+  const int to_next_unit = kChannelsLast ? kUnit * 2 : kUnit * m.source_pitch.channel;
+  const int rest = source.rest - source.own;
+  const Spot taps = shared + m.second.base + run * m.weight_pitch.column;
+  const Spot out = shared + m.result.base + run * m.other_pitch.column + own.channel * m.other_pitch.channel;
+  const int to_next_step = m.source.next * m.source.row_pitch;
+  const int source_ring = m.source.rows * m.source.row_pitch;
+  const int taps_ring = m.second.rows * m.second.row_pitch;
+  const int height = KH > 0 ? KH : m.kernel[1];
+
+  int first_row = 0, slot = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps.count; ++step) {
+    meet();
+    float sums[2][kUnits][4] = {};  // of even and odd rows of the kernel
+    for (int kd = 0; kd < m.kernel[0]; ++kd) {
+      int row = first_row;
+      Spot x = pixels + kd * m.source.slice_pitch;
+      Spot low_at = taps + slot + kd * m.weight_pitch.kernel_slice + band.low;
+      Spot high_at = low_at + (band.high - band.low);
+      uint32_t a[2][kUnits][4], b[2][kUnits][2], low[2][kUnits], high[2][kUnits];
+      const auto fetch = [&](int into) {
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          low[into][i] = load_shared<uint16_t>(low_at + own.group[i]);
+          high[into][i] = load_shared<uint16_t>(high_at + own.group[i]);
+          const Spot at = x + row + i * to_next_unit;
+          load_source<kChannelsLast, kUnit>(a[into][i], at);
+          if constexpr (S == 2) load_source_rest<kChannelsLast, kUnit>(b[into][i], at + rest);
+        }
+        low_at += m.weight_pitch.kernel_row;
+        high_at += m.weight_pitch.kernel_row;
+        row = next_in_ring(row, m.source.row_pitch, source_ring);
+      };
+      const auto multiply = [&](int from, int parity) {
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          multiply_add(sums[parity][i], a[from][i], permute(low[from][i], high[from][i], band.select[0]),
+                       permute(low[from][i], high[from][i], band.select[1]), T{});
+        }
+        if constexpr (S == 2) {
+#pragma unroll
+          for (int i = 0; i < kUnits; ++i) {
+            multiply_add(sums[1 - parity][i], b[from][i],
+                         permute(low[from][i], high[from][i], band.select[kFragments - 1]), T{});
+          }
+        }
+      };
+      if constexpr (KH > 0) {
+        fetch(0);
+#pragma unroll
+        for (int kh = 0; kh < KH; ++kh) {
+          if (kh + 1 < KH) fetch((kh + 1) % 2);
+          multiply(kh % 2, kh % 2);
+        }
+      } else {
+#pragma unroll 1
+        for (int kh = 0; kh < height; ++kh) {
+          fetch(0);
+          multiply(0, 0);
+        }
+      }
+    }
+    first_row += to_next_step;
+    if (first_row >= source_ring) first_row -= source_ring;
+    slot = next_in_ring(slot, m.second.row_pitch, taps_ring);
+    const Spot to = out + (step & 1) * m.result.row_pitch;
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[0][i][j] += sums[1][i][j];
+      if (own.live[i]) results.store(to + i * kUnit * m.other_pitch.channel, sums[0][i]);
+    }
+  }
+  meet();
+}
+
+}  // namespace involution

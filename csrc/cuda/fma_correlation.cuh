@@ -1,0 +1,85 @@
+// Local correlation of float32: w[k, o] = sum_c y[c, o] * x[c, o*stride - padding + k].
+//
+// Pixels of both operands lie in shared memory with their channels side by side. A thread owns 7 neighbouring
+// positions, one row of the kernel and one group: 7*KW sums in registers, over the group's channels four at a
+// time: 7 loads of 16 bytes of y and 6*S + KW of x for 28*KW FMA. Lanes of other groups or runs take the four
+// quads of 16 channels in another order, so that the lanes that are served at once meet different banks.
+#pragma once
+
+#include "fma_forward.cuh"
+
+namespace involution {
+
+template <int KW, int S>
+__device__ __forceinline__ void fma_correlation(const March& m, const Steps& steps) {
+  constexpr int P = kFmaRun;
+  const int groups = m.pack_channels / m.group_channels, quads = m.group_channels / 4;
+  int thread = threadIdx.x;
+  const int group = thread % groups;
+  thread /= groups;
+  const int number = thread;
+  const int run = thread % m.runs;
+  thread /= m.runs;
+  const int row_of_step = thread % m.step_rows, set = thread / m.step_rows;
+  const bool active = set < m.parts;  // m.parts threads share the rows of the kernel
+  const int rotate = quads % 4 == 0 ? (groups % 4 == 0 ? group / 2 + number % 2 * 2 : number) & 3 : 0;
+
+  const Spot shared = shared_memory();
+  const int channel = group * m.group_channels * 4;  // in bytes
+  const Spot keys = shared + m.source.base + run * P * S * m.source_pitch.column + channel;
+  const Spot queries =
+      shared + m.second.base + row_of_step * m.second.row_pitch + run * P * m.other_pitch.column + channel;
+  const Spot out = shared + m.result.base + row_of_step * m.result.row_pitch +
+                   run * P * m.weight_pitch.column + group * m.weight_pitch.group;
+  const int second_step = m.step_rows * m.second.row_pitch, second_ring = m.second.rows * m.second.row_pitch;
+
+  int first_row = row_of_step * m.stride[1], slot = 0;  // rows of the source's ring, bytes of the query's
+#pragma unroll 1
+  for (int step = 0; step < steps.count; ++step) {
+    meet();
+    const Spot y = queries + slot;
+#pragma unroll 1
+    for (int k = active ? set : m.kernel[0] * m.kernel[1]; k < m.kernel[0] * m.kernel[1]; k += m.parts) {
+      const int kd = k / m.kernel[1], kh = k - kd * m.kernel[1];
+      int row = first_row + kh;
+      if (row >= m.source.rows) row -= m.source.rows;
+      const Spot x = keys + row * m.source.row_pitch + kd * m.source.slice_pitch;
+      float acc[P][KW] = {};
+#pragma unroll 1
+      for (int i = 0; i < quads; ++i) {
+        const int c = (i ^ rotate) * 16;
+        float4 query[P];
+#pragma unroll
+        for (int p = 0; p < P; ++p) query[p] = load_shared<float4>(y + c + p * m.other_pitch.column);
+#pragma unroll
+        for (int j = 0; j < (P - 1) * S + KW; ++j) {
+          const float4 key = load_shared<float4>(x + c + j * m.source_pitch.column);
+#pragma unroll
+          for (int p = 0; p < P; ++p) {
+            const int kw = j - p * S;
+            if (kw < 0 || kw >= KW) continue;
+            acc[p][kw] += key.x * query[p].x;
+            acc[p][kw] += key.y * query[p].y;
+            acc[p][kw] += key.z * query[p].z;
+            acc[p][kw] += key.w * query[p].w;
+          }
+        }
+      }
+      const Spot to = out + (step & 1) * m.result.next * m.result.row_pitch +
+                      kd * m.weight_pitch.kernel_slice + kh * m.weight_pitch.kernel_row;
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+#pragma unroll
+        for (int kw = 0; kw < KW; ++kw) {
+          store_shared(to + p * m.weight_pitch.column + kw * m.weight_pitch.point, acc[p][kw]);
+        }
+      }
+    }
+    first_row += m.source.next;
+    if (first_row >= m.source.rows) first_row -= m.source.rows;
+    slot = next_in_ring(slot, second_step, second_ring);
+  }
+  meet();
+}
+
+}  // namespace involution

@@ -1,0 +1,9 @@
+#include "launch_march.cuh"
+
+namespace involution {
+
+template cudaError_t launch_march<BFloat16, Operation::kCorrelation>(const Plan&, const BFloat16*,
+                                                                     const BFloat16*, BFloat16*,
+                                                                     cudaStream_t);
+
+}  // namespace involution

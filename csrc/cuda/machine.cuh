@@ -1,0 +1,239 @@
+// What the kernels ask of the machine beyond plain C++, one small function for each instruction: asynchronous
+// copies, barriers, the loads, stores and products of tensor cores. Where nvcc does not compile, the tests
+// supply the same functions (tests/host/machine_on_host.h) and execute the kernels on the host.
+//
+// Fragments are those of PTX (ldmatrix, mma.m16n8k16 of 16-bit types). Lane l holds, two neighbours to a
+// register, the first in the low half,
+//
+//   8x8 matrix   row l/4, columns 2*(l%4) and +1; transposed, these are column l/4, rows 2*(l%4) and +1
+//   A (16 x 16)  four such: rows 0-7 | 8-15 of columns 0-7, then the same of columns 8-15; (16 x 8) the first
+//                two
+//   B (16 x 8)   for column l/4: rows 2*(l%4) and +1, then those 8 further on; (8 x 8) the first alone
+//   C (16 x 8)   float32: row l/4, columns 2*(l%4) and +1, then row l/4 + 8
+#pragma once
+
+#ifdef __CUDACC__
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "element.h"
+
+namespace involution {
+
+__device__ __forceinline__ float widen(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
+__device__ __forceinline__ float widen(BFloat16 value) {
+  return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
+}
+__device__ __forceinline__ void narrow(float value, Float16* out) {
+  out->bits = __half_as_ushort(__float2half_rn(value));
+}
+__device__ __forceinline__ void narrow(float value, BFloat16* out) {
+  out->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+// A place in shared memory. As a number of 32 bits its arithmetic is half that of a pointer's.
+using Spot = unsigned;
+
+__device__ __forceinline__ Spot shared_memory() {
+  extern __shared__ __align__(128) unsigned char involution_shared_memory[];
+  return static_cast<unsigned>(__cvta_generic_to_shared(involution_shared_memory));
+}
+
+// kBytes (16, 8 or 4, aligned on both sides) from global to shared memory, without a register on the way;
+// zeros where `inside` is false, and nothing is read.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(Spot to, const void* from, bool inside) {
+  const int read = inside ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+                 :
+                 : "r"(to), "l"(from), "r"(read)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                 :
+                 : "r"(to), "l"(from), "n"(kBytes), "r"(read)
+                 : "memory");
+  }
+}
+
+// Ends a group of this thread's copies.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+
+// Until all but the last kPending groups of this thread are there: for itself, for others after a barrier.
+template <int kPending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
+}
+
+// A barrier of all threads of a block, which may come from different places of a kernel.
+__device__ __forceinline__ void meet() { asm volatile("barrier.sync.aligned 0;" : : : "memory"); }
+
+// What is the same in all lanes of a warp, so that the compiler knows.
+__device__ __forceinline__ int uniform(int of_warp) { return __shfl_sync(0xffffffffu, of_warp, 0); }
+
+template <typename T>
+__device__ __forceinline__ T load_shared(Spot at);
+template <>
+__device__ __forceinline__ uint16_t load_shared(Spot at) {
+  uint16_t value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(at) : "memory");
+  return value;
+}
+template <>
+__device__ __forceinline__ float load_shared(Spot at) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(at) : "memory");
+  return value;
+}
+template <>
+__device__ __forceinline__ uint32_t load_shared(Spot at) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(at) : "memory");
+  return value;
+}
+template <>
+__device__ __forceinline__ uint2 load_shared(Spot at) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at) : "memory");
+  return v;
+}
+template <>
+__device__ __forceinline__ uint4 load_shared(Spot at) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(at)
+               : "memory");
+  return v;
+}
+template <>
+__device__ __forceinline__ float4 load_shared(Spot at) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(at)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared(Spot at, uint16_t value) {
+  asm volatile("st.shared.u16 [%0], %1;" : : "r"(at), "h"(value) : "memory");
+}
+__device__ __forceinline__ void store_shared(Spot at, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" : : "r"(at), "r"(value) : "memory");
+}
+__device__ __forceinline__ void store_shared(Spot at, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" : : "r"(at), "f"(value) : "memory");
+}
+__device__ __forceinline__ void store_shared(Spot at, float4 v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+}
+
+// N = 2 or 4 matrices of 8x8 16-bit elements from shared memory. Lane 8*i + r gives the address of row r of
+// matrix i, a multiple of 16 bytes; with N = 2 the addresses of lanes 16 to 31 are not used.
+template <int N, bool kTransposed>
+__device__ __forceinline__ void load_matrices(uint32_t* to, Spot row) {
+  static_assert(N == 2 || N == 4, "these are the sizes that the kernels use");
+  if constexpr (N == 4 && kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(row)
+                 : "memory");
+  } else if constexpr (N == 4) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(row)
+                 : "memory");
+  } else if constexpr (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(row)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(row)
+                 : "memory");
+  }
+}
+
+// The matrix whose rows the lanes hold, two elements each, with rows and columns exchanged.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t pair) {
+  uint32_t out;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+  return out;
+}
+
+// c += A (16 x 16) * B (16 x 8).
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                             Float16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                             BFloat16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// c += A (16 x 8) * B (8 x 8).
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[2], uint32_t b, Float16) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[2], uint32_t b, BFloat16) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+// Two float32 rounded to the nearest, the first in the low half.
+__device__ __forceinline__ uint32_t pack(float low, float high, Float16) {
+  uint32_t out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+__device__ __forceinline__ uint32_t pack(float low, float high, BFloat16) {
+  uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+
+// Four bytes of the eight of (low, high), each chosen by a digit of the selector.
+__device__ __forceinline__ uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+  return __byte_perm(low, high, selector);
+}
+
+// Launches on `stream` and returns the launch's own error; never synchronises.
+template <typename Kernel, typename... Arguments>
+cudaError_t launch_kernel(Kernel kernel, unsigned grid, unsigned block, size_t shared_bytes,
+                          cudaStream_t stream, const Arguments&... arguments) {
+  constexpr size_t kWithoutOptIn = 48 * 1024;
+  if (shared_bytes > kWithoutOptIn) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+}  // namespace involution
+
+#else
+#include "machine_on_host.h"
+#endif

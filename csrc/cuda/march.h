@@ -1,0 +1,108 @@
+// What a marching kernel is launched with: plain numbers, made on the host by plan.cpp.
+//
+// A block owns a pack of channels, a strip of columns and a chunk of rows of one image (one slice of a
+// volume), and marches down the rows. The rows of two operands flow through rings in shared memory, brought
+// some steps ahead by warps that do nothing else; the other warps compute; results leave through a double row
+// of their own, a step late. All meet once a step.
+//
+//   operation             a step is        source rows       second rows       result rows
+//   involution            rows of y        x                 w                 y
+//   involution_transpose  a row of y, w    y                 w                 x, `stride` of them
+//   local_correlation     a row of y       x                 y                 w
+//
+// All sizes in shared memory and all strides are bytes.
+#pragma once
+
+#include <cstdint>
+
+namespace involution {
+
+// Threads of a block, at most. 640 are 14 warps that compute (7 runs of 64 channels) and 6 that copy, with 96
+// registers each; the sums of the FMA kernels need more registers.
+constexpr int kBandThreads = 640;
+constexpr int kFmaThreads = 512;
+constexpr int kFmaCorrelationThreads = 384;
+
+constexpr int kBandRun = 8;
+constexpr int kFmaRun = 7;                  // RedNet's maps are 7, 14, 28 and 56 wide
+constexpr int kFmaRunBytes = kFmaRun * 16;  // of a thread's sums
+
+// The rows of one tensor on their way between global and shared memory. A row is `segments` segments of
+// `pieces` pieces, and a piece is copied at once. Of a channels_last tensor a segment is a pixel (or the
+// kernel values of a position), of a contiguous one a channel (or a kernel point), so that columns are either
+// segments or pieces.
+struct Stream {
+  int segments;
+  int pieces;
+  int piece_bytes;    // 16, 8, 4; or 2, which pass through registers
+  int piece_columns;  // 0: the columns are the segments
+  int piece_stride;   // in global memory
+  int segment_pitch;  // in shared memory, as the following
+  int piece_pitch;
+  int slice_pitch;
+  int row_pitch;
+  int rows;    // of the ring
+  int base;    // of the ring
+  int slices;  // of a row: what the kernel reaches in depth
+  int first;   // rows that the first step needs, and each later one
+  int next;
+  int column_origin;  // the first strip's first column, which may be negative
+  int column_step;    // from strip to strip
+  int packs_of_stride;
+  int64_t segment_stride;  // in global memory, as the following
+  int64_t row_stride;
+  int64_t depth_stride;
+  int64_t batch_stride;
+  int64_t pack_stride;          // from as many packs as share a group to the next
+  int64_t kernel_slice_stride;  // of a kernel tensor whose slices are taken one from each depth
+};
+
+// Where the elements of a row lie in shared memory.
+struct ActivationPitch {
+  int column;
+  int channel;
+};
+
+struct WeightPitch {
+  int column;
+  int point;
+  int kernel_row;
+  int kernel_slice;
+  int group;
+};
+
+struct March {
+  int input[3];
+  int output[3];
+  int kernel[3];
+  int stride[3];
+  int padding[3];
+  int depth_dilation;
+  int group_channels;
+
+  int packs;  // blocks are packs, fastest, then strips, chunks, slices of the result and images
+  int strips;
+  int chunks;
+  int slices;
+  int pack_channels;
+  int chunk_rows;
+  int step_rows;  // rows of y in a step
+  int runs;       // that a strip is made of
+  int phase;      // columns of the source that are staged in front of the first window
+  int weight_phase;
+  int residue;    // transposed: of a strip's first column and the padding, by the stride along the width
+  int stages;     // steps in flight
+  int consumers;  // warps that compute
+  int producers;  // warps that copy
+  int parts;      // consumers that share the kernel rows of a sum
+  int sums_base;  // where these meet
+
+  Stream source;
+  Stream second;
+  Stream result;
+  ActivationPitch source_pitch;
+  ActivationPitch other_pitch;  // of the query of a correlation; else of the result
+  WeightPitch weight_pitch;
+};
+
+}  // namespace involution

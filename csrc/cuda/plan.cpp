@@ -1,0 +1,563 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <sstream>
+
+namespace involution {
+
+namespace {
+
+constexpr int64_t kLargestSize = int64_t{1} << 29;  // of an axis, so that positions fit into 32 bits
+constexpr int kMostSlices = 32;                     // of a kernel
+constexpr int kMostTransposedRows = 7;              // whose sums a warp of the band kernels keeps
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+int64_t floor_div(int64_t a, int64_t b) { return (a >= 0 ? a : a - b + 1) / b; }
+
+// Rows of 16 bytes that lie an odd number of them apart are in different banks, eight at a time.
+int odd_pieces(int64_t bytes) { return static_cast<int>((ceil_div(bytes, 16) | 1) * 16); }
+
+// The widest access, of 16 bytes at most, that divides all of these.
+int widest(std::initializer_list<int64_t> bytes) {
+  int64_t bits = 16;
+  for (const int64_t value : bytes) bits |= value < 0 ? -value : value;
+  return static_cast<int>(bits & -bits);
+}
+
+// A stride that is met, in bytes: that of an axis of one element is not.
+int64_t met(int64_t stride, int64_t size, int element_size) { return size > 1 ? stride * element_size : 0; }
+
+// A tensor that is laid over the frame of an activation.
+struct Activation {
+  ActivationStrides strides;
+  const int64_t* frame;
+  int alignment;
+  bool channels_last;  // pixels can be copied by 16 bytes
+};
+
+// Lays out one problem in one shape.
+class Layout {
+ public:
+  Layout(Operation operation, const Problem& p, int element_size, OperandAlignment alignment)
+      : operation_(operation),
+        p_(p),
+        size_(element_size),
+        half_(element_size == 2),
+        transposed_(operation == Operation::kTranspose),
+        stride_(static_cast<int>(p.stride[kWidth])),
+        reach_(static_cast<int>((p.kernel[kWidth] - 1) / p.stride[kWidth])),
+        x_(activation(p.x, p.input, alignment.x)),
+        y_(activation(p.y, p.output, alignment.y)),
+        weight_alignment_(alignment.w) {}
+
+  // Why no fast kernel takes the problem; null if one may.
+  const char* why_generic() const {
+    if (size_ == 8) return "float64 has no other kernels";
+    const int64_t kw = p_.kernel[kWidth];
+    if (kw != 3 && kw != 5 && kw != 7 && (half_ || kw != 9)) {
+      return half_ ? "the kernel's width is not 3, 5 or 7" : "the kernel's width is not 3, 5, 7 or 9";
+    }
+    if (p_.stride[kWidth] > 2) return "the stride along the width is above 2";
+    if (p_.dilation[kHeight] > 1 || p_.dilation[kWidth] > 1) {
+      return "the dilation comes with a stride, exceeds the map, or makes too many parts";
+    }
+    if (p_.channels_per_group % (half_ ? 8 : 4) != 0) {
+      return half_ ? "the channels of a group are not a multiple of 8"
+                   : "the channels of a group are not a multiple of 4";
+    }
+    if (p_.kernel[kDepth] > kMostSlices) return "the kernel has more than 32 slices";
+    if (transposed_ && half_ && std::max(p_.kernel[kHeight], p_.stride[kHeight]) > kMostTransposedRows) {
+      return "the transposed kernel or its stride is higher than 7 rows";
+    }
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t most =
+          std::max({p_.input[axis], p_.output[axis], p_.padding[axis], p_.kernel[axis] * p_.dilation[axis]});
+      if (most > kLargestSize || p_.output[axis] * p_.stride[axis] > kLargestSize)
+        return "an axis is too long";
+    }
+    const WeightStrides& w = p_.w;
+    const bool points = follows(w.kernel[kHeight], p_.kernel[kHeight], p_.kernel[kWidth]) &&
+                        follows(w.kernel[kDepth], p_.kernel[kDepth], p_.kernel[kHeight] * p_.kernel[kWidth]);
+    if (!points) return "the points of the kernel tensor are not at one stride";
+    return nullptr;
+  }
+
+  bool square() const {
+    if (!half_ || p_.kernel[kHeight] != p_.kernel[kWidth] || p_.channels_per_group % 16 != 0) return false;
+    if (transposed_) return p_.stride[kHeight] == stride_;
+    return operation_ == Operation::kInvolution || p_.channels_per_group == 16;
+  }
+
+  bool source_channels_last() const { return source().channels_last; }
+
+  // Columns of the result that a run covers.
+  int run_columns() const { return (half_ ? 8 : 7) * (transposed_ ? stride_ : 1); }
+
+  // False where `shape` does not exist or does not fit; `plan` is then unfinished.
+  bool lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan) const;
+
+ private:
+  Activation activation(const ActivationStrides& s, const int64_t (&frame)[3], int alignment) const {
+    const int widest_pixel = widest({met(s.batch, p_.batch, size_), met(s.space[0], frame[0], size_),
+                                     met(s.space[1], frame[1], size_), met(s.space[2], frame[2], size_),
+                                     alignment, p_.channels_per_group * size_});
+    return {s, frame, alignment, s.channel == 1 && widest_pixel == 16};
+  }
+
+  const Activation& source() const { return transposed_ ? y_ : x_; }
+
+  bool follows(int64_t stride, int64_t size, int64_t points) const {
+    return size == 1 || stride == p_.w.kernel[kWidth] * points;
+  }
+
+  int pack_of(int wanted) const;
+  void lay_out_activation(const Activation& tensor, bool as_pixels, int pack, int columns, int64_t origin,
+                          int64_t step, Stream* stream, ActivationPitch* pitch) const;
+  bool lay_out_weight(int groups, int columns, int64_t origin, int64_t step, Stream* stream,
+                      WeightPitch* pitch) const;
+  int choose_phase(const Activation& tensor, int64_t origin, int64_t step, int most) const;
+  int choose_chunks(const Shape& shape, const Plan& plan, const DeviceLimits& limits) const;
+
+  Operation operation_;
+  const Problem& p_;
+  int size_;
+  bool half_;
+  bool transposed_;
+  int stride_;
+  int reach_;
+  Activation x_;
+  Activation y_;
+  int weight_alignment_;
+};
+
+// The channels of a block: as many whole groups as divide their number, or a share of one group.
+int Layout::pack_of(int wanted) const {
+  const int64_t of_group = p_.channels_per_group;
+  // The slices of a transposed kernel are taken from different depths, where those of a group do not follow
+  // each other.
+  const bool one_group = transposed_ && p_.kernel[kDepth] > 1;
+  if (operation_ == Operation::kCorrelation || (wanted >= of_group && !one_group)) {
+    int64_t groups = std::max<int64_t>(1, std::min(p_.groups, wanted / of_group));
+    while (p_.groups % groups != 0) --groups;
+    return static_cast<int>(groups * of_group);
+  }
+  const int64_t unit = half_ ? (square() ? 16 : 8) : 4;
+  int64_t pack = std::min<int64_t>(wanted, of_group) / unit * unit;
+  while (pack > unit && of_group % pack != 0) pack -= unit;
+  return static_cast<int>(std::max(pack, unit));
+}
+
+// With `as_pixels` the channels of a pixel lie side by side in shared memory, whatever the format.
+void Layout::lay_out_activation(const Activation& tensor, bool as_pixels, int pack, int columns,
+                                int64_t origin, int64_t step, Stream* stream, ActivationPitch* pitch) const {
+  const ActivationStrides& s = tensor.strides;
+  stream->column_origin = static_cast<int>(origin);
+  stream->column_step = static_cast<int>(step);
+  stream->row_stride = s.space[kHeight] * size_;
+  stream->depth_stride = s.space[kDepth] * size_;
+  stream->batch_stride = s.batch * size_;
+  stream->pack_stride = s.channel * pack * size_;
+  stream->packs_of_stride = 1;
+  if (tensor.channels_last) {
+    stream->segments = columns;
+    stream->pieces = pack * size_ / 16;
+    stream->piece_bytes = stream->piece_stride = stream->piece_pitch = 16;
+    stream->piece_columns = 0;
+    stream->segment_stride = s.space[kWidth] * size_;
+    *pitch = {odd_pieces(pack * size_), size_};
+    stream->segment_pitch = pitch->column;
+    stream->slice_pitch = columns * pitch->column;
+    return;
+  }
+  stream->segments = pack;
+  stream->segment_stride = s.channel * size_;
+  stream->piece_bytes = size_;
+  if (s.space[kWidth] == 1 && !as_pixels) {
+    const int64_t* frame = tensor.frame;
+    stream->piece_bytes = widest({met(s.batch, p_.batch, size_), met(s.space[0], frame[0], size_),
+                                  met(s.space[1], frame[1], size_), s.channel * size_, frame[kWidth] * size_,
+                                  origin * size_, step * size_, tensor.alignment});
+  }
+  stream->piece_columns = stream->piece_bytes / size_;
+  stream->piece_stride = static_cast<int>(s.space[kWidth]) * stream->piece_bytes;
+  stream->pieces = static_cast<int>(ceil_div(columns, stream->piece_columns));
+  if (as_pixels) {
+    *pitch = {odd_pieces(pack * size_), size_};
+    stream->segment_pitch = size_;
+    stream->piece_pitch = pitch->column;
+    stream->slice_pitch = columns * pitch->column;
+  } else {
+    *pitch = {size_, odd_pieces(round_up(columns, 8) * size_)};
+    stream->segment_pitch = pitch->channel;
+    stream->piece_pitch = stream->piece_bytes;
+    stream->slice_pitch = pack * pitch->channel;
+  }
+}
+
+// False where the groups of a block do not follow each other.
+bool Layout::lay_out_weight(int groups, int columns, int64_t origin, int64_t step, Stream* stream,
+                            WeightPitch* pitch) const {
+  const WeightStrides& w = p_.w;
+  const bool by_slice = transposed_ && p_.kernel[kDepth] > 1;
+  const int64_t of_slice = p_.kernel[kHeight] * p_.kernel[kWidth];
+  const int64_t of_group = by_slice ? of_slice : of_slice * p_.kernel[kDepth];
+  const int64_t points = groups * of_group;
+  if (groups > 1 && w.group != w.kernel[kWidth] * of_group) return false;
+
+  stream->column_origin = static_cast<int>(origin);
+  stream->column_step = static_cast<int>(step);
+  stream->row_stride = w.space[kHeight] * size_;
+  stream->depth_stride = w.space[kDepth] * size_;
+  stream->batch_stride = w.batch * size_;
+  stream->kernel_slice_stride = by_slice ? w.kernel[kDepth] * size_ : 0;
+  const int64_t position = w.space[kWidth] * size_;
+  int point_pitch, column_pitch;
+  if (w.kernel[kWidth] == 1) {
+    stream->segments = columns;
+    stream->piece_bytes = widest({met(w.batch, p_.batch, size_), met(w.space[0], p_.output[0], size_),
+                                  met(w.space[1], p_.output[1], size_), met(w.space[2], p_.output[2], size_),
+                                  points * size_, met(groups * w.group, p_.groups / groups, size_),
+                                  by_slice ? of_slice * size_ : 0, weight_alignment_});
+    stream->pieces = static_cast<int>(points * size_ / stream->piece_bytes);
+    stream->piece_columns = 0;
+    stream->piece_stride = stream->piece_pitch = stream->piece_bytes;
+    stream->segment_stride = position;
+    point_pitch = size_;
+    column_pitch = odd_pieces(points * size_);
+    stream->segment_pitch = column_pitch;
+    stream->slice_pitch = columns * column_pitch;
+  } else {
+    stream->segments = static_cast<int>(points);
+    stream->segment_stride = w.kernel[kWidth] * size_;
+    stream->piece_bytes = size_;
+    if (w.space[kWidth] == 1) {
+      stream->piece_bytes =
+          widest({met(w.batch, p_.batch, size_), met(w.space[0], p_.output[0], size_),
+                  met(w.space[1], p_.output[1], size_), w.kernel[kWidth] * size_,
+                  met(groups * w.group, p_.groups / groups, size_), p_.output[kWidth] * size_, origin * size_,
+                  step * size_, weight_alignment_});
+    }
+    stream->piece_columns = stream->piece_bytes / size_;
+    stream->pieces = static_cast<int>(ceil_div(columns, stream->piece_columns));
+    stream->piece_stride = static_cast<int>(w.space[kWidth]) * stream->piece_bytes;
+    stream->piece_pitch = stream->piece_bytes;
+    point_pitch = odd_pieces(static_cast<int64_t>(stream->pieces) * stream->piece_bytes);
+    column_pitch = size_;
+    stream->segment_pitch = point_pitch;
+    stream->slice_pitch = static_cast<int>(points) * point_pitch;
+  }
+  const int row = static_cast<int>(p_.kernel[kWidth]) * point_pitch;
+  const int slice = static_cast<int>(of_slice) * point_pitch;
+  *pitch = {column_pitch, point_pitch, row, slice, static_cast<int>(of_group) * point_pitch};
+  return true;
+}
+
+// How many columns in front of the first window are staged with it, so that pieces are as wide as can be.
+int Layout::choose_phase(const Activation& tensor, int64_t origin, int64_t step, int most) const {
+  if (tensor.channels_last || !half_) return 0;
+  int best = 0, best_bytes = 0;
+  for (int phase = 0; phase <= most; ++phase) {
+    Stream stream{};
+    ActivationPitch pitch{};
+    lay_out_activation(tensor, false, 16, 16, origin - phase, step, &stream, &pitch);
+    if (stream.piece_bytes > best_bytes) best = phase, best_bytes = stream.piece_bytes;
+  }
+  return best;
+}
+
+// As many chunks as end soonest: the blocks of a multiprocessor share its memory, none makes a step in no
+// time, and each begins with rows that its neighbour has too.
+int Layout::choose_chunks(const Shape& shape, const Plan& plan, const DeviceLimits& limits) const {
+  const int registers = plan.kind == PlanKind::kBand ? 96 : operation_ == Operation::kCorrelation ? 168 : 128;
+  int64_t resident = limits.shared_memory_per_multiprocessor / (plan.shared_bytes + 1024);
+  resident = std::min<int64_t>({resident, 65536 / (registers * plan.threads), 2048 / plan.threads, 32});
+  resident = std::max<int64_t>(resident, 1);
+  const int64_t height = transposed_ ? p_.input[kHeight] : p_.output[kHeight];
+  const int64_t rows = transposed_ ? p_.stride[kHeight] : shape.rows;
+  const int64_t steps = ceil_div(height, rows);
+  const March& m = plan.march;
+  const int64_t columns = p_.batch * m.packs * m.strips * m.slices;
+  // In steps: what a chunk brings beyond its own, and what passes before the first results.
+  const double halo = transposed_
+                          ? static_cast<double>(p_.kernel[kHeight] - 1) / static_cast<double>(rows)
+                          : 0.3 * static_cast<double>(p_.kernel[kHeight] - 1) / static_cast<double>(rows);
+  const double prologue = 3;
+  double best = 0;
+  int64_t best_chunks = 1;
+  for (int64_t chunks = 1; chunks <= steps; ++chunks) {
+    const int64_t of_chunk = ceil_div(steps, chunks);
+    if (ceil_div(steps, of_chunk) != chunks) continue;
+    const int64_t blocks = columns * chunks;
+    const int64_t of_processor = ceil_div(blocks, limits.multiprocessors);
+    const double waves = static_cast<double>(ceil_div(of_processor, resident));
+    const double work = static_cast<double>(of_chunk) + (chunks > 1 ? halo : 0);
+    const double saturating = static_cast<double>(std::min<int64_t>(resident, 2));
+    const double cost = std::max(static_cast<double>(of_processor) * (work + prologue / 2),
+                                 waves * (work + prologue) * saturating);
+    if (best == 0 || cost < best * 0.999) best = cost, best_chunks = chunks;
+  }
+  return static_cast<int>(best_chunks);
+}
+
+bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan) const {
+  const bool correlation = operation_ == Operation::kCorrelation;
+  March m{};
+  for (int axis = 0; axis < 3; ++axis) {
+    m.input[axis] = static_cast<int>(p_.input[axis]);
+    m.output[axis] = static_cast<int>(p_.output[axis]);
+    m.kernel[axis] = static_cast<int>(p_.kernel[axis]);
+    m.stride[axis] = static_cast<int>(p_.stride[axis]);
+    m.padding[axis] = static_cast<int>(p_.padding[axis]);
+  }
+  m.depth_dilation = static_cast<int>(p_.dilation[kDepth]);
+  m.group_channels = static_cast<int>(p_.channels_per_group);
+  const int pack = pack_of(shape.pack);
+  const int groups = std::max(1, pack / m.group_channels);
+  m.pack_channels = pack;
+  m.packs = static_cast<int>(p_.groups * p_.channels_per_group / pack);
+  const int width = transposed_ ? m.input[kWidth] : m.output[kWidth];
+  const int height = transposed_ ? m.input[kHeight] : m.output[kHeight];
+  m.slices = transposed_ ? m.input[kDepth] : m.output[kDepth];
+  m.runs = static_cast<int>(std::min<int64_t>(shape.runs, ceil_div(width, run_columns())));
+  m.step_rows = half_ || transposed_ ? 1 : std::min(shape.rows, std::max(1, height));
+  m.stages = shape.stages;
+  m.producers = shape.producers;
+  m.parts = 1;
+
+  const int run = half_ ? 8 : 7, kw = m.kernel[kWidth];
+  const int strip = m.runs * run_columns();  // columns of the result
+  // FMA kernels begin strips where the padding makes column and kernel point have the same residue.
+  m.residue = transposed_ ? m.padding[kWidth] % stride_ : 0;
+  const int64_t result_origin = half_ ? 0 : -m.residue;
+  m.strips = static_cast<int>(ceil_div(width - result_origin, strip));
+
+  // The source, and what is staged beside its windows.
+  const int64_t source_step = transposed_ ? strip / stride_ : static_cast<int64_t>(strip) * stride_;
+  const int64_t first_position = floor_div(result_origin + m.padding[kWidth], stride_) - reach_;
+  const int64_t window = transposed_ ? first_position : -m.padding[kWidth];
+  const int carry = transposed_ ? stride_ - 1 : 0;
+  const int most_phase = transposed_ ? 8 - reach_ - carry : 8 * (stride_ + 1) - 7 * stride_ - kw;
+  m.phase = choose_phase(source(), window, source_step, most_phase);
+  const int source_columns = half_         ? (transposed_ ? m.runs * 8 + 8 : strip * stride_ + 8)
+                             : transposed_ ? m.runs * run + reach_
+                                           : (strip - 1) * stride_ + kw;
+  // FMA kernels have pixels of channels in either format.
+  lay_out_activation(source(), !half_, pack, source_columns, window - m.phase, source_step, &m.source,
+                     &m.source_pitch);
+
+  // The other operand and the result.
+  int weight_columns = strip;
+  int64_t weight_origin = 0, weight_step = strip;
+  if (transposed_) {
+    const int64_t pieces = 16 / size_;
+    m.weight_phase = static_cast<int>(((first_position % pieces) + pieces) % pieces);
+    weight_origin = first_position - m.weight_phase;
+    weight_step = source_step;
+    weight_columns = m.runs * run + reach_ + (half_ ? carry : 0) + m.weight_phase;
+  }
+  Stream& weight = correlation ? m.result : m.second;
+  Stream& other = correlation ? m.second : m.result;
+  if (!lay_out_weight(groups, weight_columns, weight_origin, weight_step, &weight, &m.weight_pitch))
+    return false;
+  weight.pack_stride = groups * p_.w.group * size_;
+  weight.packs_of_stride = std::max(1, m.group_channels / pack);
+  lay_out_activation(transposed_ ? x_ : y_, !half_ && correlation, pack, strip, result_origin, strip, &other,
+                     &m.other_pitch);
+
+  // Rows and rings.
+  const int stride_height = m.stride[kHeight];
+  m.source.slices = m.kernel[kDepth];
+  m.second.slices = transposed_ ? m.kernel[kDepth] : 1;
+  m.result.slices = 1;
+  m.source.first = transposed_ ? 1 : (m.step_rows - 1) * stride_height + m.kernel[kHeight];
+  m.source.next = transposed_ ? 1 : m.step_rows * stride_height;
+  m.source.rows = m.source.first + (m.stages - 1) * m.source.next;
+  m.second.first = m.second.next = m.step_rows;
+  m.second.rows = m.stages * m.step_rows;
+  m.result.next = transposed_ ? stride_height : m.step_rows;
+  m.result.rows = 2 * m.result.next;
+  int64_t shared = 0;
+  for (Stream* stream : {&m.source, &m.second, &m.result}) {
+    stream->slice_pitch = static_cast<int>(round_up(stream->slice_pitch, 16));
+    const int64_t row = static_cast<int64_t>(stream->slice_pitch) * stream->slices;
+    if (row > limits.shared_memory_per_block) return false;
+    stream->row_pitch = static_cast<int>(row);
+    stream->base = static_cast<int>(shared);
+    shared += row * stream->rows;
+    if (shared > limits.shared_memory_per_block) return false;
+  }
+
+  // Warps.
+  int64_t consumers;
+  if (half_) {
+    const int unit = square() ? 16 : 8;
+    const int of_warp = transposed_ ? 2 / stride_ : 2;
+    consumers = m.runs * ceil_div(correlation ? groups : pack / unit, of_warp);
+    // A unit that does not exist is read behind the last one that does.
+    if (!correlation && pack / unit % of_warp != 0) shared += int64_t{unit} * m.source_pitch.channel;
+  } else {
+    int64_t threads = static_cast<int64_t>(m.runs) * (correlation ? groups : pack / 4) * m.step_rows;
+    if (transposed_) {
+      threads *= std::max(m.kernel[kHeight], stride_height);
+    } else if (correlation) {
+      m.parts = std::min(m.kernel[kDepth] * m.kernel[kHeight], std::max(1, shape.parts));
+      threads *= m.parts;
+    } else {
+      m.parts = std::min(m.kernel[kHeight], std::max(1, shape.parts));
+      m.sums_base = static_cast<int>(shared);
+      shared += (m.parts - 1) * threads * kFmaRunBytes;
+      threads *= m.parts;
+    }
+    consumers = ceil_div(threads, 32);
+  }
+  const int most = half_ ? kBandThreads : correlation ? kFmaCorrelationThreads : kFmaThreads;
+  if ((consumers + m.producers) * 32 > most || shared > limits.shared_memory_per_block) return false;
+  m.consumers = static_cast<int>(consumers);
+  const int pieces = std::max({m.source.pieces, m.second.pieces, m.result.pieces});
+  if (pieces > m.producers * 32) return false;  // a thread copies the same piece of each of its segments
+
+  plan->kind = half_ ? PlanKind::kBand : PlanKind::kFma;
+  plan->shape = shape;
+  plan->square = square();
+  plan->source_channels_last = source().channels_last;
+  plan->shared_bytes = shared;
+  plan->threads = (m.consumers + m.producers) * 32;
+  m.chunks = 1;
+  plan->march = m;
+  const int rows = transposed_ ? stride_height : m.step_rows;
+  const int64_t steps = ceil_div(height, rows);
+  const int64_t chunks =
+      shape.chunks > 0 ? std::min<int64_t>(shape.chunks, steps) : choose_chunks(shape, *plan, limits);
+  plan->march.chunk_rows = static_cast<int>(ceil_div(steps, chunks)) * rows;
+  plan->march.chunks = static_cast<int>(ceil_div(height, plan->march.chunk_rows));
+  plan->shape.chunks = plan->march.chunks;
+  plan->blocks = p_.batch * m.packs * m.strips * m.slices * plan->march.chunks;
+  return plan->blocks < (int64_t{1} << 31);
+}
+
+// The shape for a problem on a machine as large as it was measured on.
+Shape measured_shape(Operation operation, const Problem& p, bool half, const Layout& layout) {
+  const bool transposed = operation == Operation::kTranspose;
+  const int64_t width = transposed ? p.input[kWidth] : p.output[kWidth];
+  const int runs = static_cast<int>(ceil_div(width, layout.run_columns()));
+  Shape shape{};
+  if (half) {
+    shape.pack = 64;
+    shape.runs = runs <= 7 ? runs : 4;
+    shape.rows = 1;
+    shape.stages = 3;
+    shape.producers = runs > 2 ? 4 : 2;
+    shape.parts = 1;
+    return shape;
+  }
+  shape.stages = 2;
+  shape.producers = 4;
+  shape.rows = 2;
+  shape.parts = operation == Operation::kInvolution ? 2 : 7;
+  const bool last = layout.source_channels_last();
+  if (transposed) {
+    shape.pack = runs > 2 ? 32 : 64;
+    shape.runs = std::min(runs, 4);
+    shape.stages = 3;
+  } else {
+    shape.pack = last || runs <= 2 ? 64 : runs <= 4 ? 32 : 16;
+    shape.runs = std::min(runs, last ? 2 : 8);
+    if (runs == 1) shape.rows = 4;
+  }
+  return shape;
+}
+
+// INVOLUTION_CUDA_PLAN="runs=4 stages=3 producers=6" overrides parts of a shape, for measuring.
+void override_shape(Shape* shape, bool* generic) {
+  const char* text = std::getenv("INVOLUTION_CUDA_PLAN");
+  if (text == nullptr) return;
+  std::istringstream words(text);
+  std::string word;
+  while (words >> word) {
+    if (word == "generic") *generic = true;
+    const size_t equals = word.find('=');
+    if (equals == std::string::npos) continue;
+    const std::string name = word.substr(0, equals);
+    const int value = std::atoi(word.c_str() + equals + 1);
+    if (value < 1) continue;
+    if (name == "pack") shape->pack = value;
+    if (name == "runs") shape->runs = value;
+    if (name == "rows") shape->rows = value;
+    if (name == "chunks") shape->chunks = value;
+    if (name == "stages") shape->stages = std::min(std::max(value, 2), 4);
+    if (name == "producers") shape->producers = value;
+    if (name == "parts") shape->parts = value;
+  }
+}
+
+// Less of a block, until it fits; false where nothing is left to take away.
+bool shrink(Shape* shape) {
+  if (shape->runs > 1) {
+    shape->runs = (shape->runs + 1) / 2;
+  } else if (shape->rows > 1) {
+    shape->rows /= 2;
+  } else if (shape->pack > 16) {
+    shape->pack /= 2;
+  } else if (shape->stages > 2) {
+    shape->stages = 2;
+  } else if (shape->producers < 8) {
+    shape->producers = 8;  // long rows of small pieces
+  } else if (shape->parts > 1) {
+    shape->parts /= 2;
+  } else if (shape->pack > 4) {
+    shape->pack /= 2;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Plan make_plan(Operation operation, const Problem& problem, int element_size, OperandAlignment alignment,
+               const DeviceLimits& limits) {
+  Plan plan{};
+  const Layout layout(operation, problem, element_size, alignment);
+  plan.reason = layout.why_generic();
+  if (plan.reason != nullptr) return plan;
+  Shape shape = measured_shape(operation, problem, element_size == 2, layout);
+  bool generic = false;
+  override_shape(&shape, &generic);
+  if (generic) {
+    plan.reason = "INVOLUTION_CUDA_PLAN asks for it";
+    return plan;
+  }
+  do {
+    if (layout.lay_out(shape, limits, &plan)) {
+      plan.reason = element_size == 2 ? "band" : "fma";
+      return plan;
+    }
+  } while (shrink(&shape));
+  plan = Plan{};
+  plan.reason = "no block fits into shared memory and the grid";
+  return plan;
+}
+
+std::string describe(const Plan& plan) {
+  std::ostringstream text;
+  if (plan.kind == PlanKind::kGeneric) {
+    text << "generic: " << plan.reason;
+    return text.str();
+  }
+  const March& m = plan.march;
+  text << (plan.kind == PlanKind::kBand ? "band" : "fma") << (plan.square ? " square" : "")
+       << (plan.source_channels_last ? " channels_last" : " contiguous") << ": " << plan.blocks
+       << " blocks of " << m.consumers << " + " << m.producers << " warps and " << plan.shared_bytes
+       << " bytes; " << m.pack_channels << " channels, " << m.strips << " strips of " << m.runs << " runs, "
+       << m.chunks << " chunks of " << m.chunk_rows << " rows, " << m.step_rows << " rows a step, "
+       << m.stages << " stages, " << m.parts << " parts; pieces of " << m.source.piece_bytes << ", "
+       << m.second.piece_bytes << " and " << m.result.piece_bytes << " bytes";
+  return text.str();
+}
+
+}  // namespace involution

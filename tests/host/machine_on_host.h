@@ -1,0 +1,281 @@
+// csrc/cuda/machine.cuh for a C++ compiler and no GPU: the same functions, of which those of a warp are
+// exchanged between its fibers.
+//
+// What a thread copies asynchronously is a NaN until it has waited; every access is checked for the alignment
+// that the instruction needs.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <iterator>
+#include <vector>
+
+#include "cuda/element.h"
+#include "cuda_on_host.h"
+
+namespace involution {
+
+// ---- half types
+// --------------------------------------------------------------------------------------------
+
+inline uint32_t float_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float bits_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float widen(BFloat16 value) { return bits_float(static_cast<uint32_t>(value.bits) << 16); }
+
+inline float widen(Float16 value) {
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const uint32_t exponent = (value.bits >> 10) & 0x1fu;
+  const uint32_t mantissa = value.bits & 0x3ffu;
+  if (exponent == 0x1fu) return bits_float(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0) return bits_float(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormal numbers
+  return sign != 0 ? -magnitude : magnitude;
+}
+
+// Both narrowings round to nearest, ties to even, as the device's instructions do.
+inline void narrow(float value, BFloat16* out) {
+  const uint32_t bits = float_bits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) {
+    out->bits = 0x7fff;
+    return;
+  }
+  out->bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline void narrow(float value, Float16* out) {
+  const uint32_t bits = float_bits(value);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) {
+    out->bits = 0x7fff;
+  } else if (magnitude >= 0x47800000u) {  // 65536 and above
+    out->bits = sign | 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 leaves the subnormal's bits at the end
+    const float shifted = bits_float(magnitude) + 0.5f;
+    out->bits = static_cast<uint16_t>(sign | (float_bits(shifted) - 0x3f000000u));
+  } else {
+    const uint32_t rounded = magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u);
+    out->bits = static_cast<uint16_t>(sign | (rounded >> 13));
+  }
+}
+
+// ---- shared memory and copies
+// ------------------------------------------------------------------------------
+
+using Spot = unsigned char*;
+
+inline Spot shared_memory() { return host::shared_memory(); }
+
+namespace machine_on_host {
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "machine on the host: misaligned address: %s\n", what);
+  std::fflush(stderr);
+  std::_Exit(host::kCheckFailedExitCode);
+}
+
+inline void check_aligned(const void* address, std::size_t bytes, const char* what) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) fail(what);
+}
+
+struct Copy {
+  unsigned char* to;
+  const unsigned char* from;  // null for zeros
+  int bytes;
+};
+
+struct Copies {
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+
+// Of the running thread. Blocks run one after another, and each waits for all of its copies or forgets them.
+inline Copies& copies() {
+  static std::vector<Copies> by_thread(1024);
+  return by_thread[threadIdx.x];
+}
+
+}  // namespace machine_on_host
+
+template <int kBytes>
+void copy_async(Spot to, const void* from, bool inside) {
+  using namespace machine_on_host;
+  check_aligned(to, kBytes, "an asynchronous copy to shared memory");
+  if (inside) check_aligned(from, kBytes, "an asynchronous copy from global memory");
+  std::memset(to, 0xff, kBytes);
+  copies().open.push_back({to, inside ? static_cast<const unsigned char*>(from) : nullptr, kBytes});
+}
+
+inline void commit_copies() {
+  auto& mine = machine_on_host::copies();
+  mine.groups.push_back(std::move(mine.open));
+  mine.open.clear();
+}
+
+template <int kPending>
+void wait_for_copies() {
+  auto& groups = machine_on_host::copies().groups;
+  while (static_cast<int>(groups.size()) > kPending) {
+    for (const auto& copy : groups.front()) {
+      if (copy.from == nullptr) {
+        std::memset(copy.to, 0, static_cast<std::size_t>(copy.bytes));
+      } else {
+        std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
+      }
+    }
+    groups.pop_front();
+  }
+}
+
+inline void meet() { __syncthreads(__builtin_FILE(), __builtin_LINE()); }
+
+inline int uniform(int of_warp) { return of_warp; }
+
+template <typename T>
+T load_shared(Spot at) {
+  machine_on_host::check_aligned(at, sizeof(T), "a load from shared memory");
+  T value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
+template <typename T>
+void store_shared(Spot at, T value) {
+  machine_on_host::check_aligned(at, sizeof(T), "a store to shared memory");
+  std::memcpy(at, &value, sizeof value);
+}
+
+// ---- tensor cores
+// ------------------------------------------------------------------------------------------
+
+namespace machine_on_host {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+template <typename T>
+float element_of(uint32_t pair, int which) {
+  return widen(T{static_cast<uint16_t>(pair >> (16 * which))});
+}
+
+// A has 8*kOctets columns: registers 2*o and 2*o + 1 hold those of octet o, and register o of B its rows.
+template <typename T, int kOctets>
+void multiply_add(float (&c)[4], const uint32_t (&a)[2 * kOctets], const uint32_t (&b)[kOctets],
+                  const char* file, int line) {
+  struct Given {
+    uint32_t a[2 * kOctets];
+    uint32_t b[kOctets];
+  };
+  Given mine;
+  std::copy(a, a + 2 * kOctets, mine.a);
+  std::copy(b, b + kOctets, mine.b);
+  Given all[32];
+  host::detail::gather(kAllLanes, &mine, sizeof mine, all, {file, line});
+  const int lane = host::detail::lane_index();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8;
+    const int column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 8 * kOctets; ++k) {
+      const int pair = k % 8 / 2;  // the lane of a group of four that holds it
+      c[i] += element_of<T>(all[row % 8 * 4 + pair].a[k / 8 * 2 + row / 8], k % 2) *
+              element_of<T>(all[column * 4 + pair].b[k / 8], k % 2);
+    }
+  }
+}
+
+}  // namespace machine_on_host
+
+// A row is read when its lane arrives and again when another lane takes its part. Where the two differ, a
+// barrier is missing before or after the instruction, and the part is a NaN.
+template <int N, bool kTransposed>
+void load_matrices(uint32_t* to, Spot row, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  struct alignas(16) Row {
+    uint16_t element[8];
+  };
+  struct Given {
+    Row arrived;
+    const Row* row;
+  };
+  const int lane = host::detail::lane_index();
+  if (lane < 8 * N) machine_on_host::check_aligned(row, 16, "a row of a matrix");
+  Given mine{{}, reinterpret_cast<const Row*>(row)};
+  if (lane < 8 * N) mine.arrived = *mine.row;
+  Given all[32];
+  host::detail::gather(machine_on_host::kAllLanes, &mine, sizeof mine, all, {file, line});
+  for (int i = 0; i < N; ++i) {
+    uint16_t pair[2];
+    for (int j = 0; j < 2; ++j) {
+      const Given& from = all[8 * i + (kTransposed ? lane % 4 * 2 + j : lane / 4)];
+      const int column = kTransposed ? lane / 4 : lane % 4 * 2 + j;
+      const uint16_t now = from.row->element[column];
+      pair[j] = now == from.arrived.element[column] ? now : 0xffff;
+    }
+    to[i] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
+  }
+}
+
+inline uint32_t transpose_matrix(uint32_t mine, const char* file = __builtin_FILE(),
+                                 int line = __builtin_LINE()) {
+  uint32_t all[32];
+  host::detail::gather(machine_on_host::kAllLanes, &mine, sizeof mine, all, {file, line});
+  const int lane = host::detail::lane_index();
+  uint32_t out = 0;
+  for (int j = 0; j < 2; ++j) {
+    const int row = lane % 4 * 2 + j;  // of the matrix that was given, at column lane / 4
+    const uint32_t pair = all[row * 4 + lane / 4 / 2];
+    out |= (pair >> (16 * (lane / 4 % 2)) & 0xffffu) << (16 * j);
+  }
+  return out;
+}
+
+template <typename T>
+void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T,
+                  const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  machine_on_host::multiply_add<T, 2>(c, a, {b0, b1}, file, line);
+}
+
+template <typename T>
+void multiply_add(float (&c)[4], const uint32_t (&a)[2], uint32_t b, T, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
+  machine_on_host::multiply_add<T, 1>(c, a, {b}, file, line);
+}
+
+template <typename T>
+uint32_t pack(float low, float high, T) {
+  T halves[2];
+  narrow(low, &halves[0]);
+  narrow(high, &halves[1]);
+  return halves[0].bits | static_cast<uint32_t>(halves[1].bits) << 16;
+}
+
+inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t both = low | static_cast<uint64_t>(high) << 32;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    out |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+  }
+  return out;
+}
+
+template <typename Kernel, typename... Arguments>
+cudaError_t launch_kernel(Kernel kernel, unsigned grid, unsigned block, size_t shared_bytes, cudaStream_t,
+                          const Arguments&... arguments) {
+  machine_on_host::copies();  // made before a fiber asks for it
+  return host::launch(kernel, dim3(grid), dim3(block), shared_bytes, arguments...);
+}
+
+}  // namespace involution

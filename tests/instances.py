@@ -1,0 +1,146 @@
+"""Runs every kind of kernel once on a tiny problem and compares it, loosely, with the float64 reference.
+
+    python tests/instances.py                  on the GPU: what compute-sanitizer watches in `make gpu`
+    python tests/instances.py --device cpu     the same problems on the CPU
+    python tests/instances.py --list           their names
+
+A sanitizer slows every kernel down, torch's too. So operands are made on the CPU and copied, nothing waits before
+the end, and results are compared on the CPU. Each problem is named before it runs, so that the last name of an output
+that ends too early says where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+
+import cases
+import torch
+from cases import Case
+from torch import Tensor
+
+from involution import reference
+
+FORMATS = ("contiguous", "channels_last")
+MAPS = ((9, 17), (8, 24))  # rows that are no whole number of 16 bytes, and rows that are
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What each operation reads, and so which tensors' storage formats it meets.
+OPERANDS = {"involution": "xw", "involution_transpose": "yw", "local_correlation": "yx"}
+# Channels of a group, for the two formats of the second operand. Square kernels of half types may have code of their
+# own where a group has a multiple of 16 channels, or exactly 16 in local correlation: one of each two has, one has not.
+GROUP_CHANNELS = {
+    "involution": ((16, 8), (8, 32)),
+    "involution_transpose": ((16, 8), (8, 32)),
+    "local_correlation": ((16, 8), (32, 16)),
+}
+
+SPECIAL = (  # input, kernel, stride and dilation
+    ((37,), (7,), (1,), (1,)),
+    ((3, 5, 9), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
+    ((9, 17), (1, 7), (1, 1), (1, 1)),
+    ((9, 17), (7, 3), (1, 1), (1, 1)),
+    ((9, 33), (3, 7), (1, 1), (1, 2)),
+    ((9, 33), (3, 7), (1, 1), (1, 4)),
+    ((9, 17), (7, 7), (1, 2), (1, 1)),
+    ((9, 17), (7, 7), (2, 1), (1, 1)),
+    ((9, 17), (4, 4), (1, 1), (1, 1)),
+)
+
+
+def problem(
+    operation: str,
+    input: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    dtype: torch.dtype,
+    formats: tuple[str, str],
+    group_channels: int = 16,
+) -> Case:
+    """One image of two groups, padded by half the kernel; the formats are those of the two operands."""
+    padding = tuple(d * (k // 2) for k, d in zip(kernel, dilation, strict=True))
+    layouts = dict(zip((f"{role}_layout" for role in OPERANDS[operation]), formats, strict=True))
+    return Case(1, 2, group_channels, input, kernel, stride, padding, dilation, dtype, **layouts)
+
+
+def instances() -> Iterator[tuple[str, Case]]:
+    """Every operation with every problem that it is run on."""
+    for operation in OPERANDS:
+        axes = (DTYPES, (3, 5, 7), (1, 2), FORMATS, FORMATS)
+        for places in itertools.product(*(range(len(axis)) for axis in axes)):
+            dtype, width, stride, *formats = (axis[place] for axis, place in zip(axes, places, strict=True))
+            sizes = MAPS[sum(places[1:]) % 2], (width, width), (stride, stride), (1, 1)
+            channels = GROUP_CHANNELS[operation][sum(places[:4]) % 2][places[4]]
+            yield operation, problem(operation, *sizes, dtype, tuple(formats), channels)
+        for stride, layout in itertools.product((1, 2), FORMATS):
+            sizes = MAPS[0], (9, 9), (stride,) * 2, (1, 1)
+            yield operation, problem(operation, *sizes, torch.float32, (layout, layout))
+        for sizes in SPECIAL:
+            yield operation, problem(operation, *sizes, torch.float32, ("contiguous", "contiguous"))
+            yield operation, problem(operation, *sizes, torch.bfloat16, ("channels_last", "channels_last"))
+        for dtype, width in ((torch.float16, 4), (torch.float64, 7)):
+            sizes = MAPS[0], (width, width), (1, 1), (1, 1)
+            yield operation, problem(operation, *sizes, dtype, ("contiguous", "contiguous"))
+
+
+def describe(operation: str, case: Case) -> str:
+    """A problem in one line."""
+    names = ("input", "kernel", "stride", "dilation")
+    sizes = (f"{name} {'x'.join(map(str, getattr(case, name)))}" for name in names)
+    formats = (f"{role} {getattr(case, f'{role}_layout')}" for role in OPERANDS[operation])
+    dtype = str(case.dtype).removeprefix("torch.")
+    return f"{operation} {dtype}, {', '.join(sizes)}, {case.channels_per_group} channels a group, {', '.join(formats)}"
+
+
+def operator(operation: str, *arguments: object) -> Tensor:
+    """What the dispatcher calls."""
+    return getattr(torch.ops.involution, operation)(*arguments)
+
+
+def error_of(operation: str, case: Case, seed: int, result: Tensor) -> float:
+    """The largest error, as a share of the largest value of the float64 reference or of one."""
+    operands = (tensor.double() for tensor in case.operands(operation, seed))
+    expected = getattr(reference, operation)(*operands, *case.arguments(operation))
+    if result.shape != expected.shape or result.dtype != case.dtype:
+        return float("inf")
+    return ((result.double() - expected).abs().max() / max(1.0, expected.abs().max().item())).item()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs them all; returns 1 if one is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--list", action="store_true", help="print the problems and run none")
+    options = parser.parse_args(arguments)
+    chosen = list(instances())
+    if options.list:
+        print(*itertools.starmap(describe, chosen), sep="\n")
+        return 0
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(
+            "This needs a CUDA device, and torch sees none here; --device cpu runs the problems on the CPU."
+        )
+    results = []
+    for seed, (operation, case) in enumerate(chosen):
+        print(f"{seed + 1}/{len(chosen)} {describe(operation, case)}", flush=True)
+        operands = [tensor.to(options.device) for tensor in case.operands(operation, seed)]
+        results.append(operator(operation, *operands, *case.arguments(operation)))
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+    wrong = 0
+    for seed, ((operation, case), result) in enumerate(zip(chosen, results, strict=True)):
+        error, bound = error_of(operation, case, seed, result.cpu()), cases.CEILING[case.dtype]
+        if not error <= bound:
+            wrong += 1
+            print(
+                f"WRONG: {describe(operation, case)}: the error is {error:.2g}, but at most {bound:.2g} is right."
+            )
+    verdict = f"{wrong} are wrong" if wrong else "all agree with the float64 reference"
+    print(f"Of {len(chosen)} results {verdict}.")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
