@@ -35,6 +35,7 @@ STEPS: dict[bool, dict[str, tuple[int, ...]]] = {
     True: {
         "runs": (1, 2, 3, 4, 5, 6, 7),
         "pack": (32, 64, 128),
+        "rows": (1, 2, 4, 7, 14),
         "chunks": (1, 2, 3, 4, 5, 7, 8, 14, 28),
         "producers": (2, 3, 4, 6),
         "stages": (2, 3, 4),
@@ -42,7 +43,7 @@ STEPS: dict[bool, dict[str, tuple[int, ...]]] = {
     False: {
         "pack": (16, 32, 64, 128),
         "runs": (1, 2, 4, 8),
-        "rows": (1, 2, 4),
+        "rows": (1, 2, 4, 7),
         "parts": (1, 2, 3, 4, 7),
         "chunks": (1, 2, 3, 4, 5, 7, 8, 14, 28),
         "producers": (2, 4, 6),

@@ -40,6 +40,7 @@ struct BandLane {
   uint32_t select[kFragments];
   int low;  // where in a row of kernel values, in bytes
   int high;
+  int column;  // transposed: of the tap `low`
 
   // Of involution.
   template <int KW, int S>
@@ -60,9 +61,10 @@ struct BandLane {
   }
 
   // Of the transposed operation, for columns of the result whose sum with the padding is `shifted` by S.
+  // Column 0 of the run's window is `first_column` of the map, of `width`; a column outside holds no tap.
   template <int KW, int S>
   static __device__ __forceinline__ BandLane transposed(const WeightPitch& pitch, int phase, int weight_phase,
-                                                        int shifted, int lane) {
+                                                        int shifted, int first_column, int width, int lane) {
     constexpr int kReach = (KW - 1) / S;
     const int e = shifted % S, carry = shifted / S;
     const int most = (KW - 1 - e) / S;  // taps e + S*m, m = 0 .. most
@@ -70,16 +72,18 @@ struct BandLane {
     const int last = phase + n + kReach + carry;  // the column of m = 0
     const int pair = (last - most) / 2 + ((lane - (last - most) / 2) & 3);
     const int m = last - 2 * pair;
+    const int column = 2 * pair - phase;
+    const auto exists = [&](int of_m, int of_column) {
+      const int in_map = first_column + of_column;
+      return of_m >= 0 && of_m <= most && in_map >= 0 && in_map < width;
+    };
+    const bool low = exists(m, column), high = exists(m - 1, column + 1);
     BandLane band;
+    band.column = first_column + column;
 #pragma unroll
-    for (int i = 0; i < kFragments; ++i) {
-      band.select[i] = pair / 4 == i ? pair_selector(m >= 0 && m <= most, m >= 1 && m <= most + 1) : kNoPair;
-    }
-    // A column that holds no tap may lie outside of what is staged.
-    const int column = 2 * pair - phase + weight_phase;
-    const bool low = m >= 0 && m <= most, high = m >= 1 && m <= most + 1;
-    band.low = low ? column * pitch.column + (e + S * m) * pitch.point : 0;
-    band.high = high ? (column + 1) * pitch.column + (e + S * (m - 1)) * pitch.point : 0;
+    for (int i = 0; i < kFragments; ++i) band.select[i] = pair / 4 == i ? pair_selector(low, high) : kNoPair;
+    band.low = low ? (column + weight_phase) * pitch.column + (e + S * m) * pitch.point : 0;
+    band.high = high ? (column + 1 + weight_phase) * pitch.column + (e + S * (m - 1)) * pitch.point : 0;
     return band;
   }
 };
@@ -121,18 +125,18 @@ __device__ __forceinline__ void load_source_rest(uint32_t (&a)[2], Spot at) {
   if constexpr (kUnit == 8) a[1] = 0;
 }
 
-// 16 (8) channels by 8 positions of sums to a row of results in either format: a lane's part of it.
-template <typename T, int kUnit>
+// 16 (8) channels by 8 positions of sums, kStep columns apart, to a row of results in either format: a lane's
+// part of it. `columns` exist from the first position on.
+template <typename T, int kUnit, int kStep>
 class BandResults {
  public:
-  // `columns` from a position of the fragment to the next, from `first` on.
   __device__ __forceinline__ BandResults(const ActivationPitch& pitch, bool channels_last, int columns,
                                          int lane)
-      : channels_last_(channels_last),
-        column_(pitch.column * columns),
-        channel_(pitch.channel),
-        lane_(channels_last ? lane / 4 * column_ + lane % 4 * 4
-                            : lane / 4 * pitch.channel + lane % 4 * 2 * column_) {}
+      : pitch_(pitch),
+        channels_last_(channels_last),
+        lane_(channels_last ? lane / 4 * kStep * pitch.column + lane % 4 * 4
+                            : lane / 4 * pitch.channel + lane % 4 * 2 * kStep * pitch.column),
+        left_(columns - lane % 4 * 2 * kStep) {}
 
   __device__ __forceinline__ void store(Spot to, const float (&sums)[4]) const {
     const uint32_t low = pack(sums[0], sums[1], T{}), high = pack(sums[2], sums[3], T{});
@@ -141,44 +145,51 @@ class BandResults {
       if constexpr (kUnit == 16) store_shared(to + lane_ + 16, transpose_matrix(high));
     } else {
       put(to + lane_, low);
-      if constexpr (kUnit == 16) put(to + lane_ + 8 * channel_, high);
+      if constexpr (kUnit == 16) put(to + lane_ + 8 * pitch_.channel, high);
     }
   }
 
  private:
   __device__ __forceinline__ void put(Spot at, uint32_t pair) const {
-    if (column_ == 2) {
+    const bool second = left_ > kStep;
+    if (kStep == 1 && second && (pitch_.channel | pitch_.row) % 4 == 0) {
       store_shared(at, pair);
     } else {
-      store_shared(at, static_cast<uint16_t>(pair));
-      store_shared(at + column_, static_cast<uint16_t>(pair >> 16));
+      if (left_ > 0) store_shared(at, static_cast<uint16_t>(pair));
+      if (second) store_shared(at + kStep * pitch_.column, static_cast<uint16_t>(pair >> 16));
     }
   }
 
+  const ActivationPitch& pitch_;
   const bool channels_last_;
-  const int column_;
-  const int channel_;
   const int lane_;
+  const int left_;  // columns from the lane's first on
 };
 
-// What one warp works on: a run of 8 (transposed: 8*S) result columns and kUnits units of channels. The last
-// warp of an odd number of units has one that does not exist, whose results go nowhere.
+// What one warp works on: every warp_rows-th row of a step, a run of 8 (transposed: 8*S) result columns and
+// kUnits units of channels. The last warp of an odd number of units has one that does not exist, whose
+// results go nowhere.
 template <int kUnits, int kUnit>
 struct BandWarp {
+  int row;  // of a step, the first
   int run;
   int channel;        // the first of the first unit, in the pack
-  int group[kUnits];  // of each unit, in bytes of kernel values
+  int group;          // of the first unit, in bytes of kernel values
+  int to_next_group;  // from the first unit's to the second's
   bool live[kUnits];
 
   __device__ __forceinline__ BandWarp(const March& m, int warp) {
     const int units = m.pack_channels / kUnit, warps_of_run = (units + kUnits - 1) / kUnits;
-    run = warp / warps_of_run;
+    row = warp / (warps_of_run * m.runs);
+    run = warp / warps_of_run % m.runs;
     const int first = warp % warps_of_run * kUnits;
     channel = first * kUnit;
+    group = channel / m.group_channels * m.weight_pitch.group;
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      live[i] = first + i < units;
-      group[i] = (live[i] ? first + i : first) * kUnit / m.group_channels * m.weight_pitch.group;
+    for (int i = 0; i < kUnits; ++i) live[i] = first + i < units;
+    to_next_group = 0;
+    if (kUnits == 2 && live[kUnits - 1]) {
+      to_next_group = (channel + kUnit) / m.group_channels * m.weight_pitch.group - group;
     }
   }
 };

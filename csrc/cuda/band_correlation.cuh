@@ -16,12 +16,13 @@ namespace involution {
 // KH: rows of the kernel, where the compiler knows them, and then a group has 16 channels; 0: any, in units
 // of 8.
 template <typename T, int KW, int KH, int S, bool kChannelsLast>
-__device__ __forceinline__ void band_correlation(const March& m, const Steps& steps) {
+__device__ __forceinline__ void band_correlation(const March& m, const Place& at, const Steps& steps) {
   constexpr int kUnit = KH > 0 ? 16 : 8, kGroups = 2;
   const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32);
   const int groups = m.pack_channels / m.group_channels;
   const int warps_of_run = (groups + kGroups - 1) / kGroups;
-  const int run = warp / warps_of_run * 8;
+  const int run = warp / warps_of_run % m.runs * kBandRun;
+  const int first_row_of_step = warp / (warps_of_run * m.runs);
   int group[kGroups];
   bool live[kGroups];  // the last warp of an odd number of groups computes its last one twice
 #pragma unroll
@@ -48,6 +49,7 @@ __device__ __forceinline__ void band_correlation(const March& m, const Steps& st
   const int source_ring = m.source.rows * m.source.row_pitch;
   const int second_ring = m.second.rows * m.second.row_pitch;
   const int to_next_step = m.source.next * m.source.row_pitch;
+  const int to_next_row = m.stride[1] * m.source.row_pitch;
   const int height = KH > 0 ? KH : m.kernel[1];
 
   // Positions n and n + 1: which of a lane's sums holds the tap, and which tap it is.
@@ -56,15 +58,16 @@ __device__ __forceinline__ void band_correlation(const March& m, const Steps& st
   const int even_octet = (7 - even) >> 3, odd_octet = (7 - odd) >> 3;
   const int even_tap = even + 8 * even_octet, odd_tap = odd + 8 * odd_octet;
   const Spot taps = shared + m.result.base + (run + n) * m.weight_pitch.column;
-  const bool has_even = even_tap < KW, has_odd = odd_tap < KW;
+  const int left = m.output[2] - at.strip * m.runs * kBandRun - run;  // columns
+  const bool has_even = even_tap < KW && n < left, has_odd = odd_tap < KW && n + 1 < left;
   const int even_at = even_tap * m.weight_pitch.point;
   const int odd_at = m.weight_pitch.column + odd_tap * m.weight_pitch.point;
 
   int first_row = 0, slot = 0;
-#pragma unroll 1
-  for (int step = 0; step < steps.count; ++step) {
-    meet();
-    const Spot query = queries + slot;
+  const auto compute_row = [&](int row_of_step, Spot to) {
+    int first = first_row + row_of_step * to_next_row;
+    if (first >= source_ring) first -= source_ring;
+    const Spot query = queries + slot + row_of_step * m.other_pitch.row;
     uint32_t b[kGroups][2];
     const auto load_query = [&](int i, int channel) {
       const Spot at = query + (group[i] * m.group_channels + channel) * m.other_pitch.channel;
@@ -118,15 +121,15 @@ __device__ __forceinline__ void band_correlation(const March& m, const Steps& st
       if (has_odd && live[i]) store_shared(to + odd_at, static_cast<uint16_t>(pair >> 16));
     };
 
-    Spot to = taps + (step & 1) * m.result.row_pitch;
     if constexpr (KH > 0) {
 #pragma unroll
       for (int i = 0; i < kGroups; ++i) load_query(i, 0);
     }
+#pragma unroll 1
     for (int kd = 0; kd < m.kernel[0]; ++kd, to += m.weight_pitch.kernel_slice) {
       const Spot slice = keys + kd * m.source.slice_pitch;
       Spot kernel_row = to;
-      int row = first_row;
+      int row = first;
       if constexpr (KH > 0) {
         uint32_t a[2][kGroups][4], rest[2][kGroups][2];
         const auto fetch = [&](int into) {
@@ -170,9 +173,18 @@ __device__ __forceinline__ void band_correlation(const March& m, const Steps& st
         }
       }
     }
+  };
+#pragma unroll 1
+  for (int step = 0; step < steps.count; ++step) {
+    meet();
+    const Spot to = taps + (step & 1) * m.result.next * m.result.row_pitch;
+#pragma unroll 1
+    for (int row = first_row_of_step; row < m.step_rows; row += m.warp_rows) {
+      compute_row(row, to + row * m.weight_pitch.row);
+    }
     first_row += to_next_step;
     if (first_row >= source_ring) first_row -= source_ring;
-    slot = next_in_ring(slot, m.second.row_pitch, second_ring);
+    slot = next_in_ring(slot, m.second.next * m.second.row_pitch, second_ring);
   }
   meet();
 }

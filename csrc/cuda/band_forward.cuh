@@ -12,14 +12,17 @@ namespace involution {
 
 // KH: rows of the kernel, where the compiler knows them; 0: any number.
 template <typename T, int KW, int KH, int S, bool kChannelsLast>
-__device__ __forceinline__ void band_forward(const March& m, const Steps& steps) {
+__device__ __forceinline__ void band_forward(const March& m, const Place& at, const Steps& steps) {
   constexpr int kUnit = KH > 0 ? 16 : 8, kUnits = 2;
   constexpr int kFragments = S + 1;
   const int lane = threadIdx.x % 32;
   const BandWarp<kUnits, kUnit> own(m, uniform(threadIdx.x / 32));
   const SourceLane<kChannelsLast, kUnit> source(m.source_pitch, lane);
   const auto band = BandLane<kFragments>::template forward<KW, S>(m.weight_pitch, m.phase, lane);
-  const BandResults<T, kUnit> results(m.other_pitch, m.result.piece_columns == 0, 1, lane);
+  const int left = m.output[2] - at.strip * m.runs * kBandRun - own.run * kBandRun;
+  const BandResults<T, kUnit, 1> results(m.other_pitch, m.result_channels_last, left, lane);
+
+  const unsigned phase = slot_phase<false>(m, at, (at.strip * m.runs + own.run) * kBandRun + lane / 4);
 
   const Spot shared = shared_memory();
   const int run = own.run * 8;
@@ -27,32 +30,36 @@ __device__ __forceinline__ void band_forward(const March& m, const Steps& steps)
                       own.channel * m.source_pitch.channel;
   const int to_next_unit = kChannelsLast ? kUnit * 2 : kUnit * m.source_pitch.channel;
   const int rest = source.rest - source.own;
-  const Spot taps = shared + m.second.base + run * m.weight_pitch.column;
+  const Spot taps = shared + m.second.base + run * m.weight_pitch.column + own.group;
   const Spot out = shared + m.result.base + run * m.other_pitch.column + own.channel * m.other_pitch.channel;
   const int to_next_step = m.source.next * m.source.row_pitch;
+  const int to_next_row = m.stride[1] * m.source.row_pitch;
   const int source_ring = m.source.rows * m.source.row_pitch;
   const int taps_ring = m.second.rows * m.second.row_pitch;
   const int height = KH > 0 ? KH : m.kernel[1];
 
   int first_row = 0, slot = 0;
-#pragma unroll 1
-  for (int step = 0; step < steps.count; ++step) {
-    meet();
+  const auto compute_row = [&](int step, int row_of_step, Spot to) {
+    int first = first_row + row_of_step * to_next_row;
+    if (first >= source_ring) first -= source_ring;
+    const Spot row_taps = taps + slot + row_of_step * m.weight_pitch.row +
+                          phase_in_row(m.second, phase, steps.second_row + step * m.step_rows + row_of_step);
     float sums[2][kUnits][4] = {};  // of even and odd rows of the kernel
+#pragma unroll 1
     for (int kd = 0; kd < m.kernel[0]; ++kd) {
-      int row = first_row;
+      int row = first;
       Spot x = pixels + kd * m.source.slice_pitch;
-      Spot low_at = taps + slot + kd * m.weight_pitch.kernel_slice + band.low;
+      Spot low_at = row_taps + kd * m.weight_pitch.kernel_slice + band.low;
       Spot high_at = low_at + (band.high - band.low);
       uint32_t a[2][kUnits][4], b[2][kUnits][2], low[2][kUnits], high[2][kUnits];
       const auto fetch = [&](int into) {
 #pragma unroll
         for (int i = 0; i < kUnits; ++i) {
-          low[into][i] = load_shared<uint16_t>(low_at + own.group[i]);
-          high[into][i] = load_shared<uint16_t>(high_at + own.group[i]);
-          const Spot at = x + row + i * to_next_unit;
-          load_source<kChannelsLast, kUnit>(a[into][i], at);
-          if constexpr (S == 2) load_source_rest<kChannelsLast, kUnit>(b[into][i], at + rest);
+          low[into][i] = load_shared<uint16_t>(low_at + i * own.to_next_group);
+          high[into][i] = load_shared<uint16_t>(high_at + i * own.to_next_group);
+          const Spot pixel = x + row + i * to_next_unit;
+          load_source<kChannelsLast, kUnit>(a[into][i], pixel);
+          if constexpr (S == 2) load_source_rest<kChannelsLast, kUnit>(b[into][i], pixel + rest);
         }
         low_at += m.weight_pitch.kernel_row;
         high_at += m.weight_pitch.kernel_row;
@@ -87,16 +94,24 @@ __device__ __forceinline__ void band_forward(const March& m, const Steps& steps)
         }
       }
     }
-    first_row += to_next_step;
-    if (first_row >= source_ring) first_row -= source_ring;
-    slot = next_in_ring(slot, m.second.row_pitch, taps_ring);
-    const Spot to = out + (step & 1) * m.result.row_pitch;
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums[0][i][j] += sums[1][i][j];
       if (own.live[i]) results.store(to + i * kUnit * m.other_pitch.channel, sums[0][i]);
     }
+  };
+#pragma unroll 1
+  for (int step = 0; step < steps.count; ++step) {
+    meet();
+    const Spot to = out + (step & 1) * m.result.next * m.result.row_pitch;
+#pragma unroll 1
+    for (int row = own.row; row < m.step_rows; row += m.warp_rows) {
+      compute_row(step, row, to + row * m.other_pitch.row);
+    }
+    first_row += to_next_step;
+    if (first_row >= source_ring) first_row -= source_ring;
+    slot = next_in_ring(slot, m.second.next * m.second.row_pitch, taps_ring);
   }
   meet();
 }

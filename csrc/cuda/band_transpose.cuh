@@ -18,25 +18,30 @@ namespace involution {
 // KH: rows of the kernel, where the compiler knows them, and then the stride of the rows is S as well; 0: up
 // to 7 rows and any stride.
 template <typename T, int KW, int KH, int S, bool kChannelsLast>
-__device__ __forceinline__ void band_transpose(const March& m, const Steps& steps) {
+__device__ __forceinline__ void band_transpose(const March& m, const Place& at, const Steps& steps) {
   constexpr int kUnit = KH > 0 ? 16 : 8, kUnits = 2 / S;
   constexpr int kHeight = KH > 0 ? KH : 7;
   const int lane = threadIdx.x % 32;
   const BandWarp<kUnits, kUnit> own(m, uniform(threadIdx.x / 32));
   const SourceLane<kChannelsLast, kUnit> source(m.source_pitch, lane);
+  const int first_column =
+      m.source.column_origin + m.phase + at.strip * m.source.column_step + own.run * kBandRun;
   BandLane<2> band[S];
+  unsigned phase[S];
 #pragma unroll
   for (int e = 0; e < S; ++e) {
-    band[e] =
-        BandLane<2>::template transposed<KW, S>(m.weight_pitch, m.phase, m.weight_phase, m.residue + e, lane);
+    band[e] = BandLane<2>::template transposed<KW, S>(m.weight_pitch, m.phase, m.weight_phase, m.residue + e,
+                                                      first_column, m.output[2], lane);
+    phase[e] = slot_phase<true>(m, at, band[e].column);
   }
-  const BandResults<T, kUnit> results(m.other_pitch, m.result.piece_columns == 0, S, lane);
+  const int left = m.input[2] - (at.strip * m.runs + own.run) * kBandRun * S;
+  const BandResults<T, kUnit, S> results(m.other_pitch, m.result_channels_last, left, lane);
 
   const Spot shared = shared_memory();
   const Spot pixels = shared + m.source.base + own.run * 8 * m.source_pitch.column + source.own +
                       own.channel * m.source_pitch.channel;
   const int to_next_unit = kChannelsLast ? kUnit * 2 : kUnit * m.source_pitch.channel;
-  const Spot taps = shared + m.second.base + own.run * 8 * m.weight_pitch.column;
+  const Spot taps = shared + m.second.base + own.run * 8 * m.weight_pitch.column + own.group;
   const Spot out =
       shared + m.result.base + own.run * 8 * S * m.other_pitch.column + own.channel * m.other_pitch.channel;
   const int source_ring = m.source.rows * m.source.row_pitch;
@@ -45,10 +50,16 @@ __device__ __forceinline__ void band_transpose(const March& m, const Steps& step
 
   float sums[kHeight][S][kUnits][4] = {};
   int row = 0, slot = 0;
+  const auto add_row = [&](int o, Spot weights) {
+    if (o < m.output[1]) {
+      int low_at[S], high_at[S];
+#pragma unroll
+      for (int e = 0; e < S; ++e) {
+        low_at[e] = band[e].low + phase_in_row(m.second, phase[e], o);
+        high_at[e] = band[e].high +
+                     phase_in_row(m.second, phase[e] + static_cast<unsigned>(m.second.segment_stride), o);
+      }
 #pragma unroll 1
-  for (int step = 0; step < steps.count; ++step) {
-    meet();
-    if (const int o = steps.source_row + step; o < m.output[1]) {
       for (int kd = 0; kd < m.kernel[0]; ++kd) {
         uint32_t a[kUnits][4];
 #pragma unroll
@@ -56,15 +67,15 @@ __device__ __forceinline__ void band_transpose(const March& m, const Steps& step
           load_source<kChannelsLast, kUnit>(a[i],
                                             pixels + row + kd * m.source.slice_pitch + i * to_next_unit);
         }
-        Spot kernel_row = taps + slot + kd * m.second.slice_pitch;
+        Spot kernel_row = weights + kd * m.second.slice_pitch;
         uint32_t low[2][S][kUnits], high[2][S][kUnits];
         const auto fetch = [&](int into) {
 #pragma unroll
           for (int e = 0; e < S; ++e) {
 #pragma unroll
             for (int i = 0; i < kUnits; ++i) {
-              low[into][e][i] = load_shared<uint16_t>(kernel_row + own.group[i] + band[e].low);
-              high[into][e][i] = load_shared<uint16_t>(kernel_row + own.group[i] + band[e].high);
+              low[into][e][i] = load_shared<uint16_t>(kernel_row + i * own.to_next_group + low_at[e]);
+              high[into][e][i] = load_shared<uint16_t>(kernel_row + i * own.to_next_group + high_at[e]);
             }
           }
           kernel_row += m.weight_pitch.kernel_row;
@@ -98,10 +109,9 @@ __device__ __forceinline__ void band_transpose(const March& m, const Steps& step
       }
     }
     row = next_in_ring(row, m.source.row_pitch, source_ring);
-    slot = next_in_ring(slot, m.second.row_pitch, taps_ring);
-
-    // The finished rows leave, the others move up.
-    Spot to = out + (step & 1) * stride * m.result.row_pitch;
+  };
+  // The finished rows leave, the others move up.
+  const auto finish_rows = [&](Spot to) {
     const auto finish = [&](const float (&done)[S][kUnits][4]) {
 #pragma unroll
       for (int e = 0; e < S; ++e) {
@@ -132,6 +142,18 @@ __device__ __forceinline__ void band_transpose(const March& m, const Steps& step
         }
       }
     }
+  };
+#pragma unroll 1
+  for (int step = 0; step < steps.count; ++step) {
+    meet();
+    Spot to = out + (step & 1) * m.result.next * m.result.row_pitch;
+#pragma unroll 1
+    for (int i = 0; i < m.step_rows; ++i) {
+      add_row(steps.source_row + step * m.step_rows + i, taps + slot + i * m.weight_pitch.row);
+      finish_rows(to);
+      to += stride * m.result.row_pitch;
+    }
+    slot = next_in_ring(slot, m.second.next * m.second.row_pitch, taps_ring);
   }
   meet();
 }

@@ -11,7 +11,7 @@
 namespace involution {
 
 template <int KW, int S>
-__device__ __forceinline__ void fma_correlation(const March& m, const Steps& steps) {
+__device__ __forceinline__ void fma_correlation(const March& m, const Place& at, const Steps& steps) {
   constexpr int P = kFmaRun;
   const int groups = m.pack_channels / m.group_channels, quads = m.group_channels / 4;
   int thread = threadIdx.x;
@@ -27,11 +27,13 @@ __device__ __forceinline__ void fma_correlation(const March& m, const Steps& ste
   const Spot shared = shared_memory();
   const int channel = group * m.group_channels * 4;  // in bytes
   const Spot keys = shared + m.source.base + run * P * S * m.source_pitch.column + channel;
+  const int left = m.output[2] - (at.strip * m.runs + run) * P;  // columns
   const Spot queries =
-      shared + m.second.base + row_of_step * m.second.row_pitch + run * P * m.other_pitch.column + channel;
-  const Spot out = shared + m.result.base + row_of_step * m.result.row_pitch +
+      shared + m.second.base + row_of_step * m.other_pitch.row + run * P * m.other_pitch.column + channel;
+  const Spot out = shared + m.result.base + row_of_step * m.weight_pitch.row +
                    run * P * m.weight_pitch.column + group * m.weight_pitch.group;
-  const int second_step = m.step_rows * m.second.row_pitch, second_ring = m.second.rows * m.second.row_pitch;
+  const int second_step = m.second.next * m.second.row_pitch,
+            second_ring = m.second.rows * m.second.row_pitch;
 
   int first_row = row_of_step * m.stride[1], slot = 0;  // rows of the source's ring, bytes of the query's
 #pragma unroll 1
@@ -69,6 +71,7 @@ __device__ __forceinline__ void fma_correlation(const March& m, const Steps& ste
                       kd * m.weight_pitch.kernel_slice + kh * m.weight_pitch.kernel_row;
 #pragma unroll
       for (int p = 0; p < P; ++p) {
+        if (p >= left) break;
 #pragma unroll
         for (int kw = 0; kw < KW; ++kw) {
           store_shared(to + p * m.weight_pitch.column + kw * m.weight_pitch.point, acc[p][kw]);

@@ -54,7 +54,7 @@ __device__ __forceinline__ void add(float4& sums, float4 more) {
 }
 
 template <int KW, int S>
-__device__ __forceinline__ void fma_forward(const March& m, const Steps& steps) {
+__device__ __forceinline__ void fma_forward(const March& m, const Place& at, const Steps& steps) {
   constexpr int P = kFmaRun;
   const FmaThread own(m, threadIdx.x);
   const int row_of_step = own.rest % m.step_rows, part = own.rest / m.step_rows;
@@ -65,19 +65,21 @@ __device__ __forceinline__ void fma_forward(const March& m, const Steps& steps) 
 
   const Spot shared = shared_memory();
   const Spot pixels = shared + m.source.base + own.run * P * S * m.source_pitch.column + own.quad * 16;
-  const Spot taps = shared + m.second.base + row_of_step * m.second.row_pitch +
+  const Spot taps = shared + m.second.base + row_of_step * m.weight_pitch.row +
                     own.run * P * m.weight_pitch.column +
                     own.quad * 4 / m.group_channels * m.weight_pitch.group;
-  const Spot out = shared + m.result.base + row_of_step * m.result.row_pitch +
+  const int left = m.output[2] - (at.strip * m.runs + own.run) * P;  // columns
+  const Spot out = shared + m.result.base + row_of_step * m.other_pitch.row +
                    own.run * P * m.other_pitch.column + own.quad * 4 * m.other_pitch.channel;
   const Spot sums = shared + m.sums_base + static_cast<int>(threadIdx.x) % threads * 16;
-  const int taps_step = m.step_rows * m.second.row_pitch, taps_ring = m.second.rows * m.second.row_pitch;
+  const int taps_step = m.second.next * m.second.row_pitch, taps_ring = m.second.rows * m.second.row_pitch;
 
   int first_row = row_of_step * m.stride[1], slot = 0;  // rows of the source's ring, bytes of the taps'
 #pragma unroll 1
   for (int step = 0; step < steps.count; ++step) {
     meet();
     float4 acc[P] = {};
+#pragma unroll 1
     for (int kd = 0; kd < m.kernel[0]; ++kd) {
       int row = first_row + first_kh;
       if (row >= m.source.rows) row -= m.source.rows;
@@ -114,7 +116,7 @@ __device__ __forceinline__ void fma_forward(const March& m, const Steps& steps) 
         for (int other = 0; other + 1 < m.parts; ++other) {
           add(acc[p], load_shared<float4>(sums + (other * P + p) * threads * 16));
         }
-        store_quad(to + p * m.other_pitch.column, m.other_pitch, acc[p]);
+        if (p < left) store_quad(to + p * m.other_pitch.column, m.other_pitch, acc[p]);
       }
     }
     first_row += m.source.next;

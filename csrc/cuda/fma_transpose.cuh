@@ -14,8 +14,9 @@
 
 namespace involution {
 
-template <int KW, int S>
-__device__ __forceinline__ void fma_transpose(const March& m, const Steps& steps) {
+// kResidue: of the padding by S.
+template <int KW, int S, int kResidue>
+__device__ __forceinline__ void fma_transpose(const March& m, const Place&, const Steps& steps) {
   constexpr int kPositions = kFmaRun, P = kFmaRun * S, kReach = (KW - 1) / S;
   const FmaThread own(m, threadIdx.x);
   const int stride = m.stride[1], height = m.kernel[1];
@@ -48,11 +49,11 @@ __device__ __forceinline__ void fma_transpose(const March& m, const Steps& steps
         const Spot w = taps + slot + kd * m.second.slice_pitch + kh * m.weight_pitch.kernel_row;
         float4 of_row[S == 1 ? P : 1] = {};
 #pragma unroll
-        for (int j = 0; j < kPositions + kReach; ++j) {
+        for (int j = 0; j < kPositions + kReach + kResidue; ++j) {
           const float4 value = load_shared<float4>(y + j * m.source_pitch.column);
 #pragma unroll
           for (int p = 0; p < P; ++p) {
-            const int k = p + S * (kReach - j);
+            const int k = p + kResidue + S * (kReach - j);
             if (k < 0 || k >= KW) continue;
             const float tap = load_shared<float>(w + j * m.weight_pitch.column + k * m.weight_pitch.point);
             add_product(S == 1 ? of_row[S == 1 ? p : 0] : acc[p], tap, value);

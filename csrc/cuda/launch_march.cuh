@@ -20,11 +20,14 @@ __device__ __forceinline__ void march(const March& m, const T* source, const T* 
                                       const Compute& compute) {
   const Place at = place_of(m);
   const Steps steps = steps_of<kOperation == Operation::kTranspose>(m, at);
+  Operands<kOperation> operands(m, at, steps, reinterpret_cast<Bytes>(source),
+                                reinterpret_cast<Bytes>(second));
+  bring_first_step(m, at, operands);
   if (uniform(threadIdx.x / 32) >= m.consumers) {
-    produce<kOperation>(m, at, steps, reinterpret_cast<Bytes>(source), reinterpret_cast<Bytes>(second),
-                        reinterpret_cast<unsigned char*>(result));
+    produce<kOperation>(m, at, steps, operands, reinterpret_cast<unsigned char*>(result));
   } else {
-    compute(steps);
+    wait_for_copies<0>();
+    compute(at, steps);
   }
 }
 
@@ -33,30 +36,29 @@ template <typename T, Operation kOperation, int KW, int KH, int S, bool kChannel
 __global__ void __launch_bounds__(kBandThreads, 1)
     band_kernel(const __grid_constant__ March m, const T* __restrict__ source, const T* __restrict__ second,
                 T* __restrict__ result) {
-  march<kOperation>(m, source, second, result, [&](const Steps& steps) {
+  march<kOperation>(m, source, second, result, [&](const Place& at, const Steps& steps) {
     if constexpr (kOperation == Operation::kInvolution) {
-      band_forward<T, KW, KH, S, kChannelsLast>(m, steps);
+      band_forward<T, KW, KH, S, kChannelsLast>(m, at, steps);
     } else if constexpr (kOperation == Operation::kTranspose) {
-      band_transpose<T, KW, KH, S, kChannelsLast>(m, steps);
+      band_transpose<T, KW, KH, S, kChannelsLast>(m, at, steps);
     } else {
-      band_correlation<T, KW, KH, S, kChannelsLast>(m, steps);
+      band_correlation<T, KW, KH, S, kChannelsLast>(m, at, steps);
     }
   });
 }
 
-template <Operation kOperation, int KW, int S>
-__global__ void __launch_bounds__(kOperation == Operation::kCorrelation ? kFmaCorrelationThreads
-                                                                        : kFmaThreads,
-                                  1)
+// kResidue: of the transposed operation's padding by S.
+template <Operation kOperation, int KW, int S, int kResidue = 0>
+__global__ void __launch_bounds__(kFmaThreads, 1)
     fma_kernel(const __grid_constant__ March m, const float* __restrict__ source,
                const float* __restrict__ second, float* __restrict__ result) {
-  march<kOperation>(m, source, second, result, [&](const Steps& steps) {
+  march<kOperation>(m, source, second, result, [&](const Place& at, const Steps& steps) {
     if constexpr (kOperation == Operation::kInvolution) {
-      fma_forward<KW, S>(m, steps);
+      fma_forward<KW, S>(m, at, steps);
     } else if constexpr (kOperation == Operation::kTranspose) {
-      fma_transpose<KW, S>(m, steps);
+      fma_transpose<KW, S, kResidue>(m, at, steps);
     } else {
-      fma_correlation<KW, S>(m, steps);
+      fma_correlation<KW, S>(m, at, steps);
     }
   });
 }
@@ -102,7 +104,14 @@ cudaError_t launch_march(const Plan& plan, const T* source, const T* second, T* 
         });
       });
     } else {
-      choose<3, 5, 7, 9>(m.kernel[2], [&](auto kw) { run(&fma_kernel<kOperation, kw.value, s.value>); });
+      choose<3, 5, 7, 9>(m.kernel[2], [&](auto kw) {
+        constexpr int KW = kw.value, S = s.value;
+        if constexpr (kOperation == Operation::kTranspose && S == 2) {
+          run(m.residue == 0 ? &fma_kernel<kOperation, KW, S, 0> : &fma_kernel<kOperation, KW, S, 1>);
+        } else {
+          run(&fma_kernel<kOperation, KW, S>);
+        }
+      });
     }
   });
   return error;

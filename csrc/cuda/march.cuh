@@ -40,8 +40,8 @@ __device__ __forceinline__ int floor_div(int value, int divisor) {
   return quotient * divisor > value ? quotient - 1 : quotient;
 }
 
-// The rows of a chunk. A step of the transposed operation is one row o of y: it finishes the rows
-// o*stride - padding + i of x, i < stride, the last of whose kernel rows it is.
+// The rows of a chunk, `step_rows` rows of y a step. In the transposed operation a row o of y finishes the
+// rows o*stride - padding + i of x, i < stride, the last of whose kernel rows it is.
 struct Steps {
   int count;
   int source_row;  // the first
@@ -63,7 +63,8 @@ __device__ __forceinline__ Steps steps_of(const March& m, const Place& at) {
     const int finishing = floor_div(s.result_begin + padding, stride);
     int first = reaching > 0 ? reaching : 0;
     if (first > finishing) first = finishing;
-    s.count = floor_div(s.result_end - 1 + padding, stride) - first + 1;
+    if (m.second.whole) first = 0;
+    s.count = (floor_div(s.result_end - 1 + padding, stride) - first + m.step_rows) / m.step_rows;
     s.source_row = s.second_row = first;
     s.result_row = first * stride - padding;
   } else {
@@ -97,108 +98,119 @@ struct Share {
   int shared_step;
   int begin;       // segments from here
   unsigned count;  // as many, exist
-  int64_t from;    // in a row in global memory
-  int64_t from_step;
+  int column;      // of the piece, where columns are pieces; else one that always exists
+  int piece;
+  int first_kernel_row;  // that the piece has a part of, where that is asked for
+  int last_kernel_row;
+  int from;  // in a row in global memory, in which plans have no more than 2 GiB
+  int from_step;
 
   __device__ __forceinline__ Share(const Stream& s, int strip, int width, int thread, int threads) {
     step = threads / s.pieces;
     segment = thread / s.pieces;
-    const int piece = thread - segment * s.pieces;
+    piece = thread - segment * s.pieces;
     if (segment >= step) segment = s.segments;  // nothing to do
     offset = segment * s.segment_pitch + piece * s.piece_pitch;
     shared_step = step * s.segment_pitch;
     const int first_column = s.column_origin + strip * s.column_step;
-    from = segment * s.segment_stride + static_cast<int64_t>(piece) * s.piece_stride;
-    from_step = step * s.segment_stride;
+    const int segment_stride = static_cast<int>(s.segment_stride);
+    from = segment * segment_stride + piece * s.piece_stride;
+    from_step = step * segment_stride;
+    begin = column = 0;
+    count = s.segments;
+    first_kernel_row = 0;
+    last_kernel_row = 0x7fffffff;
+    if (s.whole) return;
     if (s.piece_columns == 0) {
-      from += first_column * s.segment_stride;
+      from += first_column * segment_stride;
       begin = -first_column;
       count = width;
     } else {
-      const int column = first_column + piece * s.piece_columns;
-      from += static_cast<int64_t>(first_column) * (s.piece_stride / s.piece_columns);
-      begin = 0;
-      count = column >= 0 && column < width ? s.segments : 0;
+      from += first_column * (s.piece_stride / s.piece_columns);
+      column = first_column + piece * s.piece_columns;
     }
   }
-
-  __device__ __forceinline__ bool exists(int at) const { return static_cast<unsigned>(at - begin) < count; }
 };
 
 template <int kBytes>
-__device__ __forceinline__ void bring_pieces(const Share& share, int segments, Spot row, Bytes from,
-                                             bool inside) {
-  Spot to = row + share.offset;
-  from += share.from;
+__device__ __forceinline__ void bring_pieces(Spot to, Bytes from, int shared_step, int from_step, int segment,
+                                             int step, int segments, int begin, unsigned count) {
 #pragma unroll 4
-  for (int segment = share.segment; segment < segments; segment += share.step) {
-    copy_async<kBytes>(to, from, inside && share.exists(segment));
-    to += share.shared_step;
-    from += share.from_step;
+  for (; segment < segments; segment += step) {
+    // Of a segment that begins at an odd multiple of 8 the piece begins in front of it.
+    const auto address = reinterpret_cast<uintptr_t>(from) & ~static_cast<uintptr_t>(kBytes - 1);
+    copy_async<kBytes>(to, reinterpret_cast<Bytes>(address), static_cast<unsigned>(segment - begin) < count);
+    to += shared_step;
+    from += from_step;
   }
 }
 
 // Elements of two bytes have no asynchronous copy: several are loaded before the first is stored.
 template <>
-__device__ __forceinline__ void bring_pieces<2>(const Share& share, int segments, Spot row, Bytes from,
-                                                bool inside) {
+__device__ __forceinline__ void bring_pieces<2>(Spot to, Bytes from, int shared_step, int from_step,
+                                                int segment, int step, int segments, int begin,
+                                                unsigned count) {
   constexpr int kAtOnce = 8;
-  Spot to = row + share.offset;
-  from += share.from;
-  for (int segment = share.segment; segment < segments;) {
+  while (segment < segments) {
     uint16_t values[kAtOnce];
-    const int first = segment;
+    int left = segment;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const bool read = inside && segment < segments && share.exists(segment);
+      const bool read = segment < segments && static_cast<unsigned>(segment - begin) < count;
       values[i] = read ? *reinterpret_cast<const uint16_t*>(from) : uint16_t{0};
-      segment += share.step;
-      from += share.from_step;
+      segment += step;
+      from += from_step;
     }
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i * share.step < segments) store_shared(to, values[i]);
-      to += share.shared_step;
+    for (int i = 0; i < kAtOnce; ++i, left += step) {
+      if (left < segments) store_shared(to, values[i]);
+      to += shared_step;
     }
   }
 }
 
-__device__ __forceinline__ void bring(const Stream& s, const Share& share, Spot row, Bytes from,
-                                      bool inside) {
-  switch (s.piece_bytes) {
+// One row of a thread's share; zeros where a segment does not exist. Not inlined: a kernel brings rows in
+// several places, and a block's first pass over its code waits for it.
+__device__ INVOLUTION_OUT_OF_LINE void bring(int piece_bytes, Spot to, Bytes from, int shared_step,
+                                             int from_step, int segment, int step, int segments, int begin,
+                                             unsigned count) {
+  switch (piece_bytes) {
     case 16:
-      return bring_pieces<16>(share, s.segments, row, from, inside);
+      return bring_pieces<16>(to, from, shared_step, from_step, segment, step, segments, begin, count);
     case 8:
-      return bring_pieces<8>(share, s.segments, row, from, inside);
+      return bring_pieces<8>(to, from, shared_step, from_step, segment, step, segments, begin, count);
     case 4:
-      return bring_pieces<4>(share, s.segments, row, from, inside);
+      return bring_pieces<4>(to, from, shared_step, from_step, segment, step, segments, begin, count);
     default:
-      return bring_pieces<2>(share, s.segments, row, from, inside);
+      return bring_pieces<2>(to, from, shared_step, from_step, segment, step, segments, begin, count);
   }
 }
 
 template <typename Word>
-__device__ __forceinline__ void take_pieces(const Share& share, int segments, Spot row, unsigned char* to) {
-  Spot from = row + share.offset;
-  to += share.from;
+__device__ __forceinline__ void take_pieces(Spot from, unsigned char* to, int shared_step, int to_step,
+                                            int segment, int step, int segments, int begin, unsigned count) {
 #pragma unroll 4
-  for (int segment = share.segment; segment < segments; segment += share.step) {
-    if (share.exists(segment)) *reinterpret_cast<Word*>(to) = load_shared<Word>(from);
-    from += share.shared_step;
-    to += share.from_step;
+  for (; segment < segments; segment += step) {
+    if (static_cast<unsigned>(segment - begin) < count)
+      *reinterpret_cast<Word*>(to) = load_shared<Word>(from);
+    from += shared_step;
+    to += to_step;
   }
 }
 
-__device__ __forceinline__ void take(const Stream& s, const Share& share, Spot row, unsigned char* to) {
-  switch (s.piece_bytes) {
+// One row of a thread's share from shared memory to the result.
+__device__ INVOLUTION_OUT_OF_LINE void take(int piece_bytes, Spot from, unsigned char* to, int shared_step,
+                                            int to_step, int segment, int step, int segments, int begin,
+                                            unsigned count) {
+  switch (piece_bytes) {
     case 16:
-      return take_pieces<uint4>(share, s.segments, row, to);
+      return take_pieces<uint4>(from, to, shared_step, to_step, segment, step, segments, begin, count);
     case 8:
-      return take_pieces<uint2>(share, s.segments, row, to);
+      return take_pieces<uint2>(from, to, shared_step, to_step, segment, step, segments, begin, count);
     case 4:
-      return take_pieces<uint32_t>(share, s.segments, row, to);
+      return take_pieces<uint32_t>(from, to, shared_step, to_step, segment, step, segments, begin, count);
     default:
-      return take_pieces<uint16_t>(share, s.segments, row, to);
+      return take_pieces<uint16_t>(from, to, shared_step, to_step, segment, step, segments, begin, count);
   }
 }
 
@@ -215,8 +227,68 @@ __device__ __forceinline__ void wait_for_copies_but(int pending) {
   }
 }
 
+// Whether the columns of a thread's pieces lie in a row, or in the rows that are one from `row` on.
+__device__ __forceinline__ bool has_column(const Stream& s, const Share& share, int row, int height,
+                                           int width) {
+  const int rows = s.merged_rows < height - row ? s.merged_rows : height - row;
+  return share.column >= 0 && share.column < rows * width;
+}
+
 __device__ __forceinline__ int64_t block_offset(const Stream& s, const Place& at) {
   return at.batch * s.batch_stride + at.pack / s.packs_of_stride * s.pack_stride;
+}
+
+// Of the transposed operation's first and last rows of kernel values a chunk needs some rows of the kernel
+// alone: those that reach its own rows of x. The others stay away, a third of the traffic of short chunks.
+class WantedKernelRows {
+ public:
+  __device__ __forceinline__ explicit WantedKernelRows(const Steps& steps) : steps_(steps) {}
+
+  // The segments of `share` in rows `o` to `o + rows - 1`, from `begin` on.
+  __device__ __forceinline__ unsigned segments(const March& m, const Share& share, int o, int rows,
+                                               int& begin) const {
+    const Stream& s = m.second;
+    if (s.whole) return share.count;
+    const int stride = m.stride[1], last_row = m.kernel[1] - 1;
+    const int from = steps_.result_begin + m.padding[1] - (o + rows - 1) * stride;
+    const int to = steps_.result_end + m.padding[1] - 1 - o * stride;
+    const int first = from > 0 ? from : 0, last = to < last_row ? to : last_row;
+    if (first > last) return 0;
+    if (s.piece_columns == 0) {
+      return share.first_kernel_row <= last && share.last_kernel_row >= first ? share.count : 0;
+    }
+    if (s.segments != m.kernel[1] * m.kernel[2]) return share.count;  // several groups
+    begin = first * m.kernel[2];
+    return (last - first + 1) * m.kernel[2];
+  }
+
+ private:
+  const Steps& steps_;
+};
+
+// The rows of the kernel that a piece of one position's kernel values holds points of.
+__device__ __forceinline__ void find_kernel_rows(const March& m, Share& share) {
+  const Stream& s = m.second;
+  if (s.piece_columns != 0) return;
+  const WeightPitch& pitch = m.weight_pitch;
+  int first = share.piece * s.piece_bytes - s.phased * 8;
+  const int last = share.piece * s.piece_bytes + s.piece_bytes - 1;
+  if (first < 0) first = 0;
+  if (first / pitch.group != last / pitch.group) return;  // of two groups: any row
+  share.first_kernel_row = first % pitch.group / pitch.kernel_row;
+  share.last_kernel_row = last % pitch.group / pitch.kernel_row;
+}
+
+// How far behind the beginning of its slot in shared memory a position's kernel values begin, in row `row`;
+// `first` is slot_phase of column and block.
+template <bool kTransposed>
+__device__ __forceinline__ unsigned slot_phase(const March& m, const Place& at, int column) {
+  const Stream& s = m.second;
+  const int slice = kTransposed ? source_slice<true>(m, at.slice, 0) : at.slice;
+  return static_cast<unsigned>(block_offset(s, at) + slice * s.depth_stride + column * s.segment_stride);
+}
+__device__ __forceinline__ int phase_in_row(const Stream& s, unsigned first, int row) {
+  return (first + row * static_cast<unsigned>(s.row_stride)) & (s.phased * 8u);
 }
 
 // The rows of an operand, brought one after another.
@@ -226,83 +298,134 @@ __device__ __forceinline__ int64_t block_offset(const Stream& s, const Place& at
 template <bool kTransposed>
 class Rows {
  public:
-  __device__ __forceinline__ Rows(const March& m, const Stream& stream, const Share& share, const Place& at,
-                                  bool follows_kernel, int height, int first_row, Bytes tensor)
+  // `frame`: of the tensor's positions.
+  __device__ __forceinline__ Rows(const March& m, const Stream& stream, const Place& at, bool follows_kernel,
+                                  const int (&frame)[3], int first_row, Bytes tensor)
       : m_(m),
         stream_(stream),
-        share_(share),
+        at_(at),
+        frame_(frame),
         tensor_(tensor + block_offset(stream, at)),
-        ring_(shared_memory() + stream.base),
-        height_(height),
         row_(first_row),
-        result_slice_(at.slice),
         slice_(follows_kernel ? source_slice<kTransposed>(m, at.slice, 0) : at.slice) {}
 
-  __device__ __forceinline__ void next() {
-    const bool row_inside = row_ >= 0 && row_ < height_;
-    const Bytes row = tensor_ + row_ * stream_.row_stride;
-    for (int kd = 0; kd < stream_.slices; ++kd) {
-      const int slice = kd == 0 ? slice_ : source_slice<kTransposed>(m_, result_slice_, kd);
-      bring(stream_, share_, ring_ + at_ + kd * stream_.slice_pitch,
-            row + slice * stream_.depth_stride + kd * stream_.kernel_slice_stride, row_inside && slice >= 0);
+  __device__ __forceinline__ void next(const Share& share, const WantedKernelRows* wanted) {
+    const bool inside =
+        row_ >= 0 && row_ < frame_[1] && has_column(stream_, share, row_, frame_[1], frame_[2]);
+    int begin = share.begin;
+    unsigned count = inside ? share.count : 0;
+    if (wanted != nullptr && inside) {
+      count = wanted->segments(m_, share, row_, stream_.merged_rows, begin);
     }
-    ++row_;
-    at_ = next_in_ring(at_, stream_.row_pitch, stream_.rows * stream_.row_pitch);
+    const Bytes row = tensor_ + row_ * stream_.row_stride + share.from;
+    const Spot to = shared_memory() + stream_.base + in_ring_ + share.offset;
+#pragma unroll 1
+    for (int kd = 0; kd < stream_.slices; ++kd) {
+      const int slice = kd == 0 ? slice_ : source_slice<kTransposed>(m_, at_.slice, kd);
+      bring(stream_.piece_bytes, to + kd * stream_.slice_pitch,
+            row + slice * stream_.depth_stride + kd * stream_.kernel_slice_stride, share.shared_step,
+            share.from_step, share.segment, share.step, stream_.segments, begin, slice >= 0 ? count : 0);
+    }
+    row_ += stream_.merged_rows;
+    in_ring_ = next_in_ring(in_ring_, stream_.row_pitch, stream_.rows * stream_.row_pitch);
+  }
+
+  __device__ __forceinline__ void next(const Share& share, int count,
+                                       const WantedKernelRows* wanted = nullptr) {
+#pragma unroll 1
+    for (; count > 0; --count) next(share, wanted);
   }
 
  private:
   const March& m_;
   const Stream& stream_;
-  const Share& share_;
+  const Place& at_;
+  const int (&frame_)[3];
   const Bytes tensor_;
-  const Spot ring_;
-  const int height_;
   int row_;
-  int at_ = 0;
-  const int result_slice_;
+  int in_ring_ = 0;
   const int slice_;
 };
+
+// Both operands of a block.
+template <Operation kOperation>
+struct Operands {
+  static constexpr bool kTransposed = kOperation == Operation::kTranspose;
+
+  __device__ __forceinline__ Operands(const March& m, const Place& at, const Steps& steps,
+                                      Bytes source_tensor, Bytes second_tensor)
+      : source(m, m.source, at, true, kTransposed ? m.output : m.input, steps.source_row, source_tensor),
+        second(m, m.second, at, kTransposed, m.output, steps.second_row, second_tensor),
+        wanted(steps) {}
+
+  __device__ __forceinline__ void bring_step(const March& m, const Share& source_share,
+                                             const Share& second_share, int source_rows) {
+    source.next(source_share, source_rows);
+    second.next(second_share, m.second.next, kTransposed ? &wanted : nullptr);
+    commit_copies();
+  }
+
+  Rows<kTransposed> source;
+  Rows<kTransposed> second;
+  const WantedKernelRows wanted;
+};
+
+// What the first step needs, brought by all threads of a block: else the few warps that copy would take
+// longer for it than for anything else on a small map.
+template <Operation kOperation>
+__device__ __forceinline__ void bring_first_step(const March& m, const Place& at,
+                                                 Operands<kOperation>& operands) {
+  const int threads = (m.consumers + m.producers) * 32;
+  const Share source_share(m.source, at.strip, (kOperation == Operation::kTranspose ? m.output : m.input)[2],
+                           threadIdx.x, threads);
+  Share second_share(m.second, at.strip, m.output[2], threadIdx.x, threads);
+  if constexpr (kOperation == Operation::kTranspose) find_kernel_rows(m, second_share);
+  operands.bring_step(m, source_share, second_share, m.source.first);
+}
 
 // What the warps do that copy: in each step they bring what is needed `stages - 1` steps later, and store
 // what was computed in the step before.
 template <Operation kOperation>
-__device__ __forceinline__ void produce(const March& m, const Place& at, const Steps& steps, Bytes source,
-                                        Bytes second, unsigned char* result) {
-  constexpr bool kTransposed = kOperation == Operation::kTranspose;
-  const int (&source_frame)[3] = kTransposed ? m.output : m.input;
-  const int (&result_frame)[3] = kTransposed ? m.input : m.output;
+__device__ __forceinline__ void produce(const March& m, const Place& at, const Steps& steps,
+                                        Operands<kOperation>& operands, unsigned char* result) {
   const int thread = threadIdx.x - m.consumers * 32, threads = m.producers * 32;
-  const Share source_share(m.source, at.strip, source_frame[2], thread, threads);
-  const Share second_share(m.second, at.strip, m.output[2], thread, threads);
-  const Share result_share(m.result, at.strip, result_frame[2], thread, threads);
-  Rows<kTransposed> source_rows(m, m.source, source_share, at, true, source_frame[1], steps.source_row,
-                                source);
-  Rows<kTransposed> second_rows(m, m.second, second_share, at, kTransposed, m.output[1], steps.second_row,
-                                second);
+  const Share source_share(m.source, at.strip, (kOperation == Operation::kTranspose ? m.output : m.input)[2],
+                           thread, threads);
+  Share second_share(m.second, at.strip, m.output[2], thread, threads);
+  if constexpr (kOperation == Operation::kTranspose) find_kernel_rows(m, second_share);
+  const int height = kOperation == Operation::kTranspose ? m.input[1] : m.output[1];
+  const int width = kOperation == Operation::kTranspose ? m.input[2] : m.output[2];
+  const Share result_share(m.result, at.strip, width, thread, threads);
   result += block_offset(m.result, at) + at.slice * m.result.depth_stride;
   int result_row = steps.result_row;
   const auto take_step = [&](int step) {
     Spot from = shared_memory() + m.result.base + (step & 1) * m.result.next * m.result.row_pitch;
-    for (int i = 0; i < m.result.next; ++i, ++result_row, from += m.result.row_pitch) {
-      if (result_row < steps.result_begin || result_row >= steps.result_end) continue;
-      take(m.result, result_share, from, result + result_row * m.result.row_stride);
+#pragma unroll 1
+    for (int i = 0; i < m.result.next; ++i) {
+      if (result_row >= steps.result_begin && result_row < steps.result_end &&
+          has_column(m.result, result_share, result_row, height, width)) {
+        take(m.result.piece_bytes, from + result_share.offset,
+             result + result_row * m.result.row_stride + result_share.from, result_share.shared_step,
+             result_share.from_step, result_share.segment, result_share.step, m.result.segments,
+             result_share.begin, result_share.count);
+      }
+      result_row += m.result.merged_rows;
+      from += m.result.row_pitch;
     }
   };
 
 #pragma unroll 1
-  for (int r = 0; r < steps.count + m.stages - 1; ++r) {
+  for (int r = 1; r < steps.count + m.stages - 1; ++r) {
     const int step = r - (m.stages - 1);
     if (step >= 0) {
       wait_for_copies_but(m.stages - 2);
       meet();
     }
     if (r < steps.count) {
-#pragma unroll 1
-      for (int i = r == 0 ? m.source.first : m.source.next; i > 0; --i) source_rows.next();
-#pragma unroll 1
-      for (int i = m.second.next; i > 0; --i) second_rows.next();
+      operands.bring_step(m, source_share, second_share, m.source.next);
+    } else {
+      commit_copies();
     }
-    commit_copies();
     if (step > 0) take_step(step - 1);
     // The parts of a sum meet.
     if (kOperation == Operation::kInvolution && step >= 0 && m.parts > 1) meet();

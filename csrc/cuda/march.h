@@ -21,7 +21,6 @@ namespace involution {
 // registers each; the sums of the FMA kernels need more registers.
 constexpr int kBandThreads = 640;
 constexpr int kFmaThreads = 512;
-constexpr int kFmaCorrelationThreads = 384;
 
 constexpr int kBandRun = 8;
 constexpr int kFmaRun = 7;                  // RedNet's maps are 7, 14, 28 and 56 wide
@@ -36,6 +35,9 @@ struct Stream {
   int pieces;
   int piece_bytes;    // 16, 8, 4; or 2, which pass through registers
   int piece_columns;  // 0: the columns are the segments
+  int merged_rows;    // that are one
+  int whole;          // the segments are pieces of a whole map
+  int phased;         // segments may begin 8 bytes behind a multiple of 16, and so they do in shared memory
   int piece_stride;   // in global memory
   int segment_pitch;  // in shared memory, as the following
   int piece_pitch;
@@ -61,10 +63,12 @@ struct Stream {
 struct ActivationPitch {
   int column;
   int channel;
+  int row;  // of a step
 };
 
 struct WeightPitch {
   int column;
+  int row;  // of a step
   int point;
   int kernel_row;
   int kernel_slice;
@@ -87,15 +91,17 @@ struct March {
   int pack_channels;
   int chunk_rows;
   int step_rows;  // rows of y in a step
+  int warp_rows;  // band kernels: of these, as many at a time, each by other warps
   int runs;       // that a strip is made of
   int phase;      // columns of the source that are staged in front of the first window
   int weight_phase;
-  int residue;    // transposed: of a strip's first column and the padding, by the stride along the width
-  int stages;     // steps in flight
-  int consumers;  // warps that compute
-  int producers;  // warps that copy
-  int parts;      // consumers that share the kernel rows of a sum
-  int sums_base;  // where these meet
+  int residue;                // transposed: of the padding by the stride along the width
+  int stages;                 // steps in flight
+  int consumers;              // warps that compute
+  int producers;              // warps that copy
+  bool result_channels_last;  // of an activation
+  int parts;                  // consumers that share the kernel rows of a sum
+  int sums_base;              // where these meet
 
   Stream source;
   Stream second;

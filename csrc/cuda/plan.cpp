@@ -17,6 +17,8 @@ constexpr int kMostTransposedRows = 7;              // whose sums a warp of the 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+int ceil_div_int(int a, int b) { return (a + b - 1) / b; }
+
 int64_t floor_div(int64_t a, int64_t b) { return (a >= 0 ? a : a - b + 1) / b; }
 
 // Rows of 16 bytes that lie an odd number of them apart are in different banks, eight at a time.
@@ -120,8 +122,10 @@ class Layout {
                           int64_t step, Stream* stream, ActivationPitch* pitch) const;
   bool lay_out_weight(int groups, int columns, int64_t origin, int64_t step, Stream* stream,
                       WeightPitch* pitch) const;
+  bool merge_rows(int rows, int64_t row, int64_t segment, int64_t others, int alignment, Stream* stream,
+                  int* segment_pitch, int* row_pitch) const;
   int choose_phase(const Activation& tensor, int64_t origin, int64_t step, int most) const;
-  int choose_chunks(const Shape& shape, const Plan& plan, const DeviceLimits& limits) const;
+  int choose_chunks(const Plan& plan, const DeviceLimits& limits) const;
 
   Operation operation_;
   const Problem& p_;
@@ -163,13 +167,14 @@ void Layout::lay_out_activation(const Activation& tensor, bool as_pixels, int pa
   stream->batch_stride = s.batch * size_;
   stream->pack_stride = s.channel * pack * size_;
   stream->packs_of_stride = 1;
+  stream->merged_rows = 1;
   if (tensor.channels_last) {
     stream->segments = columns;
     stream->pieces = pack * size_ / 16;
     stream->piece_bytes = stream->piece_stride = stream->piece_pitch = 16;
     stream->piece_columns = 0;
     stream->segment_stride = s.space[kWidth] * size_;
-    *pitch = {odd_pieces(pack * size_), size_};
+    *pitch = {odd_pieces(pack * size_), size_, 0};
     stream->segment_pitch = pitch->column;
     stream->slice_pitch = columns * pitch->column;
     return;
@@ -187,12 +192,12 @@ void Layout::lay_out_activation(const Activation& tensor, bool as_pixels, int pa
   stream->piece_stride = static_cast<int>(s.space[kWidth]) * stream->piece_bytes;
   stream->pieces = static_cast<int>(ceil_div(columns, stream->piece_columns));
   if (as_pixels) {
-    *pitch = {odd_pieces(pack * size_), size_};
+    *pitch = {odd_pieces(pack * size_), size_, 0};
     stream->segment_pitch = size_;
     stream->piece_pitch = pitch->column;
     stream->slice_pitch = columns * pitch->column;
   } else {
-    *pitch = {size_, odd_pieces(round_up(columns, 8) * size_)};
+    *pitch = {size_, odd_pieces(round_up(columns, 8) * size_), 0};
     stream->segment_pitch = pitch->channel;
     stream->piece_pitch = stream->piece_bytes;
     stream->slice_pitch = pack * pitch->channel;
@@ -224,11 +229,21 @@ bool Layout::lay_out_weight(int groups, int columns, int64_t origin, int64_t ste
                                   points * size_, met(groups * w.group, p_.groups / groups, size_),
                                   by_slice ? of_slice * size_ : 0, weight_alignment_});
     stream->pieces = static_cast<int>(points * size_ / stream->piece_bytes);
+    // By 16 bytes from 8 bytes in front of every second position, unless that passes the tensor's end.
+    const int64_t end = (p_.batch - 1) * w.batch + (p_.output[0] - 1) * w.space[0] +
+                        (p_.output[1] - 1) * w.space[1] + (p_.output[2] - 1) * w.space[2] +
+                        (p_.groups - groups) * w.group + points;
+    if (stream->piece_bytes == 8 && half_ && operation_ != Operation::kCorrelation && !by_slice &&
+        weight_alignment_ == 16 && end * size_ % 16 == 0) {
+      stream->phased = 1;
+      stream->piece_bytes = 16;
+      stream->pieces = static_cast<int>(ceil_div(points * size_ + 8, 16));
+    }
     stream->piece_columns = 0;
     stream->piece_stride = stream->piece_pitch = stream->piece_bytes;
     stream->segment_stride = position;
     point_pitch = size_;
-    column_pitch = odd_pieces(points * size_);
+    column_pitch = odd_pieces(stream->pieces * stream->piece_bytes);
     stream->segment_pitch = column_pitch;
     stream->slice_pitch = columns * column_pitch;
   } else {
@@ -253,7 +268,45 @@ bool Layout::lay_out_weight(int groups, int columns, int64_t origin, int64_t ste
   }
   const int row = static_cast<int>(p_.kernel[kWidth]) * point_pitch;
   const int slice = static_cast<int>(of_slice) * point_pitch;
-  *pitch = {column_pitch, point_pitch, row, slice, static_cast<int>(of_group) * point_pitch};
+  *pitch = {column_pitch, 0, point_pitch, row, slice, static_cast<int>(of_group) * point_pitch};
+  stream->merged_rows = 1;
+  return true;
+}
+
+// Makes one row of `rows` rows of a contiguous map as wide as the strip, which follow each other in memory,
+// and one segment of all segments where these do so too. `row` and `segment` are strides, in elements;
+// `others` has the bits of all strides between blocks, in bytes. False, and nothing is done, where rows do
+// not follow each other.
+bool Layout::merge_rows(int rows, int64_t row, int64_t segment, int64_t others, int alignment, Stream* stream,
+                        int* segment_pitch, int* row_pitch) const {
+  const int64_t width = p_.output[kWidth], height = p_.output[kHeight], map = width * height;
+  if (rows < 2 || stream->piece_columns == 0 || row != width || stream->piece_stride != stream->piece_bytes) {
+    return false;
+  }
+  *row_pitch = static_cast<int>(width) * size_;
+  stream->merged_rows = rows;
+  stream->column_origin = stream->column_step = 0;
+  if (rows >= height && segment == map) {
+    const int64_t bytes = map * stream->segments * size_;
+    stream->piece_bytes = widest({bytes, others, alignment});
+    stream->whole = 1;
+    stream->pieces = stream->piece_columns = 1;
+    stream->segments = static_cast<int>(bytes / stream->piece_bytes);
+    stream->segment_stride = stream->segment_pitch = stream->piece_stride = stream->piece_pitch =
+        stream->piece_bytes;
+    *segment_pitch = static_cast<int>(map) * size_;
+    stream->slice_pitch = static_cast<int>(bytes) + 64;  // what a run reads behind its columns
+    return true;
+  }
+  // The transposed operation begins with any row.
+  const int64_t start = (transposed_ ? 1 : rows) * width * size_;
+  stream->piece_bytes = widest({start, segment * size_, others, alignment});
+  stream->piece_columns = stream->piece_bytes / size_;
+  stream->pieces = static_cast<int>(ceil_div(rows * width, stream->piece_columns));
+  stream->piece_stride = stream->piece_pitch = stream->piece_bytes;
+  *segment_pitch = odd_pieces(static_cast<int64_t>(stream->pieces) * stream->piece_bytes);
+  stream->segment_pitch = *segment_pitch;
+  stream->slice_pitch = stream->segments * *segment_pitch + 64;
   return true;
 }
 
@@ -272,15 +325,15 @@ int Layout::choose_phase(const Activation& tensor, int64_t origin, int64_t step,
 
 // As many chunks as end soonest: the blocks of a multiprocessor share its memory, none makes a step in no
 // time, and each begins with rows that its neighbour has too.
-int Layout::choose_chunks(const Shape& shape, const Plan& plan, const DeviceLimits& limits) const {
-  const int registers = plan.kind == PlanKind::kBand ? 96 : operation_ == Operation::kCorrelation ? 168 : 128;
+int Layout::choose_chunks(const Plan& plan, const DeviceLimits& limits) const {
+  const int registers = plan.kind == PlanKind::kBand ? 96 : 128;
   int64_t resident = limits.shared_memory_per_multiprocessor / (plan.shared_bytes + 1024);
   resident = std::min<int64_t>({resident, 65536 / (registers * plan.threads), 2048 / plan.threads, 32});
   resident = std::max<int64_t>(resident, 1);
   const int64_t height = transposed_ ? p_.input[kHeight] : p_.output[kHeight];
-  const int64_t rows = transposed_ ? p_.stride[kHeight] : shape.rows;
-  const int64_t steps = ceil_div(height, rows);
   const March& m = plan.march;
+  const int64_t rows = m.step_rows * (transposed_ ? p_.stride[kHeight] : 1);
+  const int64_t steps = ceil_div(height, rows);
   const int64_t columns = p_.batch * m.packs * m.strips * m.slices;
   // In steps: what a chunk brings beyond its own, and what passes before the first results.
   const double halo = transposed_
@@ -324,27 +377,25 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   const int height = transposed_ ? m.input[kHeight] : m.output[kHeight];
   m.slices = transposed_ ? m.input[kDepth] : m.output[kDepth];
   m.runs = static_cast<int>(std::min<int64_t>(shape.runs, ceil_div(width, run_columns())));
-  m.step_rows = half_ || transposed_ ? 1 : std::min(shape.rows, std::max(1, height));
+  m.step_rows = half_ || !transposed_ ? std::min(shape.rows, static_cast<int>(p_.output[kHeight])) : 1;
   m.stages = shape.stages;
   m.producers = shape.producers;
   m.parts = 1;
 
   const int run = half_ ? 8 : 7, kw = m.kernel[kWidth];
   const int strip = m.runs * run_columns();  // columns of the result
-  // FMA kernels begin strips where the padding makes column and kernel point have the same residue.
   m.residue = transposed_ ? m.padding[kWidth] % stride_ : 0;
-  const int64_t result_origin = half_ ? 0 : -m.residue;
-  m.strips = static_cast<int>(ceil_div(width - result_origin, strip));
+  m.strips = static_cast<int>(ceil_div(width, strip));
 
   // The source, and what is staged beside its windows.
   const int64_t source_step = transposed_ ? strip / stride_ : static_cast<int64_t>(strip) * stride_;
-  const int64_t first_position = floor_div(result_origin + m.padding[kWidth], stride_) - reach_;
+  const int64_t first_position = floor_div(m.padding[kWidth], stride_) - reach_;
   const int64_t window = transposed_ ? first_position : -m.padding[kWidth];
   const int carry = transposed_ ? stride_ - 1 : 0;
   const int most_phase = transposed_ ? 8 - reach_ - carry : 8 * (stride_ + 1) - 7 * stride_ - kw;
   m.phase = choose_phase(source(), window, source_step, most_phase);
   const int source_columns = half_         ? (transposed_ ? m.runs * 8 + 8 : strip * stride_ + 8)
-                             : transposed_ ? m.runs * run + reach_
+                             : transposed_ ? m.runs * run + reach_ + m.residue
                                            : (strip - 1) * stride_ + kw;
   // FMA kernels have pixels of channels in either format.
   lay_out_activation(source(), !half_, pack, source_columns, window - m.phase, source_step, &m.source,
@@ -358,7 +409,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
     m.weight_phase = static_cast<int>(((first_position % pieces) + pieces) % pieces);
     weight_origin = first_position - m.weight_phase;
     weight_step = source_step;
-    weight_columns = m.runs * run + reach_ + (half_ ? carry : 0) + m.weight_phase;
+    weight_columns = m.runs * run + reach_ + (half_ ? carry : m.residue) + m.weight_phase;
   }
   Stream& weight = correlation ? m.result : m.second;
   Stream& other = correlation ? m.second : m.result;
@@ -366,24 +417,67 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
     return false;
   weight.pack_stride = groups * p_.w.group * size_;
   weight.packs_of_stride = std::max(1, m.group_channels / pack);
-  lay_out_activation(transposed_ ? x_ : y_, !half_ && correlation, pack, strip, result_origin, strip, &other,
+  lay_out_activation(transposed_ ? x_ : y_, !half_ && correlation, pack, strip, 0, strip, &other,
                      &m.other_pitch);
 
-  // Rows and rings.
-  const int stride_height = m.stride[kHeight];
+  m.result_channels_last = correlation || other.piece_columns == 0;
+
+  // A strip as wide as the map: rows that follow each other are brought as one.
+  const bool one_strip = m.strips == 1 && (!transposed_ || half_);
+  if (one_strip && m.kernel[kDepth] * (transposed_ ? 1 : 0) < 2) {
+    const WeightStrides& w = p_.w;
+    const int64_t others = met(w.batch, p_.batch, size_) | met(w.space[0], p_.output[0], size_) |
+                           met(groups * w.group, p_.groups / groups, size_);
+    int point = m.weight_pitch.point, row = 0;
+    if (merge_rows(m.step_rows, w.space[kHeight], w.kernel[kWidth], others, weight_alignment_, &weight,
+                   &point, &row)) {
+      const int scale = point / size_;
+      const int of_slice = m.kernel[kHeight] * m.kernel[kWidth], of_group = of_slice * m.kernel[kDepth];
+      m.weight_pitch = {size_,
+                        row,
+                        point,
+                        m.kernel[kWidth] * scale * size_,
+                        of_slice * scale * size_,
+                        of_group * scale * size_};
+      if (transposed_) m.weight_phase = static_cast<int>(first_position);
+    }
+  }
+  if (one_strip && operation_ == Operation::kInvolution && !m.result_channels_last) {
+    const ActivationStrides& y = p_.y;
+    const int64_t others =
+        met(y.batch, p_.batch, size_) | met(y.space[0], p_.output[0], size_) | y.channel * pack * size_;
+    int channel = m.other_pitch.channel, row = 0;
+    if (merge_rows(m.step_rows, y.space[kHeight], y.channel, others, y_.alignment, &other, &channel, &row)) {
+      m.other_pitch = {size_, channel, row};
+    }
+  }
+
+  // Rows and rings. Of a block's only step there is one.
+  const int stride_height = m.stride[1];
+  const int rows_of_step = m.step_rows * (transposed_ ? stride_height : 1);
+  const bool one_step = !transposed_ && m.step_rows >= height;
+  const int ahead = one_step ? 0 : m.stages - 1;
   m.source.slices = m.kernel[kDepth];
   m.second.slices = transposed_ ? m.kernel[kDepth] : 1;
   m.result.slices = 1;
-  m.source.first = transposed_ ? 1 : (m.step_rows - 1) * stride_height + m.kernel[kHeight];
-  m.source.next = transposed_ ? 1 : m.step_rows * stride_height;
-  m.source.rows = m.source.first + (m.stages - 1) * m.source.next;
-  m.second.first = m.second.next = m.step_rows;
-  m.second.rows = m.stages * m.step_rows;
-  m.result.next = transposed_ ? stride_height : m.step_rows;
-  m.result.rows = 2 * m.result.next;
+  m.source.first = transposed_ ? m.step_rows : (m.step_rows - 1) * stride_height + m.kernel[kHeight];
+  m.source.next = m.step_rows * (transposed_ ? 1 : stride_height);
+  m.source.rows = m.source.first + ahead * m.source.next;
+  m.second.next = ceil_div_int(m.step_rows, m.second.merged_rows);
+  m.second.first = m.second.next;
+  m.second.rows = (ahead + 1) * m.second.next;
+  m.result.next = ceil_div_int(rows_of_step, m.result.merged_rows);
+  m.result.rows = (one_step ? 1 : 2) * m.result.next;
   int64_t shared = 0;
   for (Stream* stream : {&m.source, &m.second, &m.result}) {
     stream->slice_pitch = static_cast<int>(round_up(stream->slice_pitch, 16));
+    // Places in a row of global memory are 32 bits; a block of fewer channels may have shorter ones.
+    const int64_t columns = std::max(p_.input[kWidth], p_.output[kWidth]) + 4096;
+    const int64_t reach = std::abs(stream->segment_stride) *
+                              std::max<int64_t>(stream->segments, stream->piece_columns == 0 ? columns : 0) +
+                          std::abs(int64_t{stream->piece_stride}) *
+                              std::max<int64_t>(stream->pieces, stream->piece_columns == 0 ? 0 : columns);
+    if (reach >= int64_t{1} << 31) return false;
     const int64_t row = static_cast<int64_t>(stream->slice_pitch) * stream->slices;
     if (row > limits.shared_memory_per_block) return false;
     stream->row_pitch = static_cast<int>(row);
@@ -391,13 +485,22 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
     shared += row * stream->rows;
     if (shared > limits.shared_memory_per_block) return false;
   }
+  if (m.weight_pitch.row == 0) m.weight_pitch.row = weight.row_pitch;
+  if (m.other_pitch.row == 0) m.other_pitch.row = other.row_pitch;
 
   // Warps.
   int64_t consumers;
   if (half_) {
     const int unit = square() ? 16 : 8;
     const int of_warp = transposed_ ? 2 / stride_ : 2;
-    consumers = m.runs * ceil_div(correlation ? groups : pack / unit, of_warp);
+    const int64_t of_row = m.runs * ceil_div(correlation ? groups : pack / unit, of_warp);
+    m.warp_rows = transposed_
+                      ? 1
+                      : static_cast<int>(std::min<int64_t>(
+                            m.step_rows, std::max<int64_t>(1, (kBandThreads / 32 - m.producers) / of_row)));
+    // As few rows more for some warps than for others as there can be.
+    m.warp_rows = ceil_div_int(m.step_rows, ceil_div_int(m.step_rows, m.warp_rows));
+    consumers = of_row * m.warp_rows;
     // A unit that does not exist is read behind the last one that does.
     if (!correlation && pack / unit % of_warp != 0) shared += int64_t{unit} * m.source_pitch.channel;
   } else {
@@ -415,7 +518,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
     }
     consumers = ceil_div(threads, 32);
   }
-  const int most = half_ ? kBandThreads : correlation ? kFmaCorrelationThreads : kFmaThreads;
+  const int most = half_ ? kBandThreads : kFmaThreads;
   if ((consumers + m.producers) * 32 > most || shared > limits.shared_memory_per_block) return false;
   m.consumers = static_cast<int>(consumers);
   const int pieces = std::max({m.source.pieces, m.second.pieces, m.result.pieces});
@@ -429,10 +532,11 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   plan->threads = (m.consumers + m.producers) * 32;
   m.chunks = 1;
   plan->march = m;
-  const int rows = transposed_ ? stride_height : m.step_rows;
+  const int rows = rows_of_step;
   const int64_t steps = ceil_div(height, rows);
-  const int64_t chunks =
-      shape.chunks > 0 ? std::min<int64_t>(shape.chunks, steps) : choose_chunks(shape, *plan, limits);
+  const int64_t chunks = m.second.whole     ? 1
+                         : shape.chunks > 0 ? std::min<int64_t>(shape.chunks, steps)
+                                            : choose_chunks(*plan, limits);
   plan->march.chunk_rows = static_cast<int>(ceil_div(steps, chunks)) * rows;
   plan->march.chunks = static_cast<int>(ceil_div(height, plan->march.chunk_rows));
   plan->shape.chunks = plan->march.chunks;
@@ -446,19 +550,20 @@ Shape measured_shape(Operation operation, const Problem& p, bool half, const Lay
   const int64_t width = transposed ? p.input[kWidth] : p.output[kWidth];
   const int runs = static_cast<int>(ceil_div(width, layout.run_columns()));
   Shape shape{};
+  const int64_t height = p.output[kHeight];
   if (half) {
-    shape.pack = 64;
-    shape.runs = runs <= 7 ? runs : 4;
-    shape.rows = 1;
+    shape.pack = runs <= 2 ? 128 : 64;
+    shape.runs = runs <= 3 || (runs > 4 && runs <= 7) ? runs : runs == 4 ? 2 : 3;
+    shape.rows = height <= 8 && runs == 1 ? static_cast<int>(height) : runs <= 2 ? 2 : 1;
     shape.stages = 3;
-    shape.producers = runs > 2 ? 4 : 2;
+    shape.producers = runs > 2 ? 6 : 4;
     shape.parts = 1;
     return shape;
   }
   shape.stages = 2;
   shape.producers = 4;
   shape.rows = 2;
-  shape.parts = operation == Operation::kInvolution ? 2 : 7;
+  shape.parts = operation == Operation::kInvolution ? 1 : 7;
   const bool last = layout.source_channels_last();
   if (transposed) {
     shape.pack = runs > 2 ? 32 : 64;
@@ -467,7 +572,7 @@ Shape measured_shape(Operation operation, const Problem& p, bool half, const Lay
   } else {
     shape.pack = last || runs <= 2 ? 64 : runs <= 4 ? 32 : 16;
     shape.runs = std::min(runs, last ? 2 : 8);
-    if (runs == 1) shape.rows = 4;
+    if (runs == 1) shape.rows = height <= 8 ? static_cast<int>(height) : 4;
   }
   return shape;
 }

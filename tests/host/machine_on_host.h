@@ -18,6 +18,8 @@
 #include "cuda/element.h"
 #include "cuda_on_host.h"
 
+#define INVOLUTION_OUT_OF_LINE inline
+
 namespace involution {
 
 // ---- half types
