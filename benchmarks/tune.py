@@ -1,11 +1,13 @@
-"""Measures shapes of the CUDA kernels' blocks: what csrc/cuda/plan.cpp chooses from.
+"""Measures shapes of the CUDA kernels' blocks: what csrc/cuda/measured_shapes.h is made from.
 
     python -m benchmarks.tune --output shapes.json
     python -m benchmarks.tune --shapes rednet-1 --dtypes bfloat16 --layouts channels_last
+    python -m benchmarks.tune --table shapes.json        # the rows of measured_shapes.h
 
-For each problem it starts with the plan's own choice and changes one number of it after another, keeping what is
-faster: a search along the axes, not of all combinations. INVOLUTION_CUDA_PLAN hands a shape to the library.
-Every time is that of a call in a CUDA graph over operands that are not in the cache, as in benchmarks.operator.
+For each problem it starts with a few shapes and the plan's own, and changes one number of the best after another,
+keeping what is faster: a search along the axes, not of all combinations. INVOLUTION_CUDA_PLAN hands a shape to the
+library. Every time is that of a call in a CUDA graph over operands that are not in the cache, as in
+benchmarks.operator.
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ STEPS: dict[bool, dict[str, tuple[int, ...]]] = {
         "runs": (1, 2, 3, 4, 5, 6, 7),
         "pack": (32, 64, 128),
         "rows": (1, 2, 4, 7, 14),
-        "chunks": (1, 2, 3, 4, 5, 7, 8, 14, 28),
         "producers": (2, 3, 4, 6),
         "stages": (2, 3, 4),
     },
@@ -44,11 +45,29 @@ STEPS: dict[bool, dict[str, tuple[int, ...]]] = {
         "pack": (16, 32, 64, 128),
         "runs": (1, 2, 4, 8),
         "rows": (1, 2, 4, 7),
-        "parts": (1, 2, 3, 4, 7),
-        "chunks": (1, 2, 3, 4, 5, 7, 8, 14, 28),
-        "producers": (2, 4, 6),
+        "parts": (1, 2, 4, 7),
+        "producers": (2, 3, 4, 6),
         "stages": (2, 3),
     },
+}
+CHUNKS = (1, 2, 3, 4, 5, 7, 8, 14, 28)
+# Shapes to start from.
+STARTS: dict[bool, tuple[tuple[int, ...], ...]] = {
+    True: (
+        (7, 64, 1, 6, 3),
+        (2, 64, 1, 4, 3),
+        (3, 64, 1, 4, 3),
+        (2, 128, 2, 4, 3),
+        (1, 128, 7, 4, 2),
+        (2, 32, 14, 4, 2),
+    ),
+    False: (
+        (64, 2, 2, 1, 4, 2),
+        (32, 4, 1, 7, 3, 3),
+        (16, 8, 1, 1, 3, 3),
+        (16, 8, 2, 1, 4, 2),
+        (64, 1, 7, 4, 4, 2),
+    ),
 }
 
 
@@ -65,22 +84,53 @@ def measure(operation: str, case: Case, sets: list, shape: Shape) -> float:
 def search(
     operation: str, case: Case, sets: list, tensor_cores: bool, passes: int
 ) -> Iterator[tuple[float, Shape]]:
-    """Every shape that was measured, the plan's own first."""
-    best: Shape = {}
-    best_seconds = measure(operation, case, sets, best)
-    yield best_seconds, best
-    seen = {(): best_seconds}
+    """Every shape that was measured: the plan's own first, with no numbers, and last other numbers of chunks."""
+    yield measure(operation, case, sets, {}), {}
+    steps = STEPS[tensor_cores]
+    seen: dict[tuple, float] = {}
+
+    def timed(shape: Shape) -> float:
+        key = tuple(sorted(shape.items()))
+        if key not in seen:
+            seen[key] = measure(operation, case, sets, shape)
+        return seen[key]
+
+    best = min((dict(zip(steps, start, strict=True)) for start in STARTS[tensor_cores]), key=timed)
     for _ in range(passes):
-        for name, values in STEPS[tensor_cores].items():
+        for name, values in steps.items():
             for value in values:
                 shape = {**best, name: value}
-                key = tuple(sorted(shape.items()))
-                if key in seen:
-                    continue
-                seen[key] = seconds = measure(operation, case, sets, shape)
-                yield seconds, shape
-                if seconds < 0.99 * best_seconds:
-                    best, best_seconds = shape, seconds
+                if timed(shape) < 0.99 * timed(best):
+                    best = shape
+    for chunks in CHUNKS:
+        timed({**best, "chunks": chunks})
+    for key, seconds in seen.items():
+        yield seconds, dict(key)
+
+
+def table(path: Path) -> list[str]:
+    """The rows of measured_shapes.h: for each problem the fastest shape, with its share of a copy as a comment."""
+    lines = []
+    for row in json.loads(path.read_text("utf-8"))["rows"]:
+        if row["shape"] == "mask-head":  # of the size of another
+            continue
+        (case,) = select([row["shape"]], [1])
+        half = DTYPES[row["dtype"]].itemsize == 2
+        transposed = row["operation"] == "input_gradient"
+        width = (case.input_size if transposed else case.output_size)[-1]
+        seconds, shape = min(
+            (pair for pair in row["measured"] if pair[1] and "chunks" not in pair[1]),
+            key=lambda pair: pair[0],
+        )
+        numbers = [shape.get(name, 1) for name in ("pack", "runs", "rows")]
+        numbers += [0, *(shape.get(name, 1) for name in ("stages", "producers", "parts"))]
+        name = {"forward": "kInvolution", "input_gradient": "kTranspose", "weight_gradient": "kCorrelation"}
+        lines.append(
+            f"    {{Operation::{name[row['operation']]}, {str(half).lower()}, "
+            f"{str(row['layout'] == 'channels_last').lower()}, {case.kernel_size[-1]}, {case.strides}, {width}, "
+            f"{{{', '.join(map(str, numbers))}}}}},  // {row['copy_us'] / seconds:.0%}"
+        )
+    return sorted(set(lines))
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -97,11 +147,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--passes", type=int, default=2, help="over the numbers of a shape")
     parser.add_argument("--seconds", type=float, default=1e9, help="ends after the row that passes this time")
     parser.add_argument("--output", type=Path, help="writes every measurement as JSON")
+    parser.add_argument(
+        "--table", type=Path, help="measures nothing and prints the rows made from such a file"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    if options.table:
+        print("\n".join(table(options.table)))
+        return 0
     if not torch.cuda.is_available():
         print("benchmarks.tune measures CUDA kernels, and torch sees no CUDA device here.", file=sys.stderr)
         return 1

@@ -153,7 +153,9 @@ def test_every_fma_kernel(runner: HostRunner, operation: str, layout: str, width
             dtype=torch.float32,
         )
         case = others(rng, case, operation, layout, one_format=seed < 2)
-        plan = execute(runner, operation, case, seed, limits=rng.choice(GPUS))
+        # Many channels of a group and tall kernels have no block where shared memory is small.
+        gpus = GPUS if case.channels_per_group <= 12 and case.kernel[0] < 8 else GPUS[::2]
+        plan = execute(runner, operation, case, seed, limits=rng.choice(gpus))
         assert plan.startswith("fma "), plan
 
 
@@ -235,7 +237,7 @@ def test_sequences_march_over_the_batch(
 ) -> None:
     case = Case(5, 2, 16, (150,), (7,), (1,), (3,), (1,), dtype, *[layout] * 3)
     plan = execute(runner, operation, case, limits=GPUS[2])
-    assert plan.startswith(("fma", "band")) and "1 chunks of 5 rows" in plan, plan
+    assert plan.startswith(("fma", "band")) and "1 chunks" in plan, plan
 
 
 @EACH_OPERATION
@@ -269,7 +271,7 @@ def test_what_is_left_to_the_generic_kernels(runner: HostRunner, operation: str)
     if operation == "involution_transpose":
         reasons["higher than 7 rows"] = half.with_(kernel=(9, 3), padding=(4, 1))
     if operation == "local_correlation":
-        reasons["no block fits"] = case.with_(channels_per_group=8192)
+        reasons["no block fits"] = case.with_(channels_per_group=2048)
         del reasons["not at one stride"]  # a result is contiguous or channels_last
     for reason, other in reasons.items():
         plan = execute(runner, operation, other)

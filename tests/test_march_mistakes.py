@@ -34,9 +34,9 @@ MISTAKES = {
     ),
     "no zeros outside": (
         "march.cuh",
-        "copy_async<kBytes>(to, from, static_cast<unsigned>(segment - begin) < count);",
-        "copy_async<kBytes>(to, from, count > 0);",
-        "WRONG",
+        "copy_or_clear<kBytes>(to, aligned(from), static_cast<unsigned>(segment - begin) < count);",
+        "copy_or_clear<kBytes>(to, aligned(from), count > 0);",
+        "heap-buffer-overflow",
     ),
     "no zeros above and below": (
         "march.cuh",
@@ -46,14 +46,14 @@ MISTAKES = {
     ),
     "a ring too short": (
         "march.cuh",
-        "stream_.rows * stream_.row_pitch);",
-        "(stream_.rows - 1) * stream_.row_pitch);",
+        "if (source_at >= m.source.rows * m.source.row_pitch)",
+        "if (source_at >= (m.source.rows - 1) * m.source.row_pitch)",
         "WRONG",
     ),
     "results of the wrong step": (
         "march.cuh",
+        "((step - 1) & 1) * m.result.next",
         "(step & 1) * m.result.next",
-        "(~step & 1) * m.result.next",
         "WRONG",
     ),
 }

@@ -180,16 +180,17 @@ struct BandWarp {
 
   __device__ __forceinline__ BandWarp(const March& m, int warp) {
     const int units = m.pack_channels / kUnit, warps_of_run = (units + kUnits - 1) / kUnits;
-    row = warp / (warps_of_run * m.runs);
-    run = warp / warps_of_run % m.runs;
-    const int first = warp % warps_of_run * kUnits;
+    const int run_of_step = small_quotient(warp, warps_of_run);
+    row = small_quotient(run_of_step, m.runs);
+    run = run_of_step - row * m.runs;
+    const int first = (warp - run_of_step * warps_of_run) * kUnits;
     channel = first * kUnit;
-    group = channel / m.group_channels * m.weight_pitch.group;
+    group = small_quotient(channel, m.group_channels) * m.weight_pitch.group;
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) live[i] = first + i < units;
     to_next_group = 0;
     if (kUnits == 2 && live[kUnits - 1]) {
-      to_next_group = (channel + kUnit) / m.group_channels * m.weight_pitch.group - group;
+      to_next_group = small_quotient(channel + kUnit, m.group_channels) * m.weight_pitch.group - group;
     }
   }
 };

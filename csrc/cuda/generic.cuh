@@ -1,6 +1,7 @@
 // The generic kernels: any kernel size, stride, dilation and strides of storage, with 64-bit offsets.
 //
-// They serve what the tiled kernels do not fit. A kernel value is still loaded once for several channels.
+// They serve what the marching kernels do not fit. A kernel value is still loaded once for several channels.
+// Long sums are made of short ones, a row of the kernel or 64 channels each, which keeps their error small.
 #pragma once
 
 #include "../involution.h"
@@ -10,6 +11,7 @@ namespace involution {
 
 constexpr int kGenericThreads = 256;
 constexpr int kGenericChannels = 4;  // sums of a thread
+constexpr int kGenericPiece = 64;    // channels of a piece of a sum
 
 // One position of a frame, and the plane and channels that a thread works on.
 struct GenericPosition {
@@ -97,6 +99,7 @@ __global__ void __launch_bounds__(kGenericThreads, 2)
     int64_t k[3];
     for (k[0] = 0; k[0] < p.kernel[0]; ++k[0]) {
       for (k[1] = 0; k[1] < p.kernel[1]; ++k[1]) {
+        Sum row[kGenericChannels] = {};
         for (k[2] = 0; k[2] < p.kernel[2]; ++k[2]) {
           int64_t other[3];
           const bool exists =
@@ -110,9 +113,11 @@ __global__ void __launch_bounds__(kGenericThreads, 2)
 #pragma unroll
           for (int c = 0; c < kGenericChannels; ++c) {
             if (c >= channels) break;
-            sums[c] += value * (exists ? widen(source[first + c * source_strides.channel]) : Sum(0));
+            row[c] += value * (exists ? widen(source[first + c * source_strides.channel]) : Sum(0));
           }
         }
+#pragma unroll
+        for (int c = 0; c < kGenericChannels; ++c) sums[c] += row[c];
       }
     }
     const int64_t first = offset_of(result_strides, at.batch, channel, at.space);
@@ -144,8 +149,12 @@ __global__ void __launch_bounds__(kGenericThreads, 2)
     const T* query_first = query + offset_of(p.y, at.batch, channel, at.space);
     const T* key_first = key + (inside ? offset_of(p.x, at.batch, channel, input) : 0);
     Sum sum = 0;
-    for (int64_t c = 0; c < p.channels_per_group; ++c) {
-      sum += widen(query_first[c * p.y.channel]) * (inside ? widen(key_first[c * p.x.channel]) : Sum(0));
+    for (int64_t c = 0; c < p.channels_per_group;) {
+      Sum piece = 0;
+      for (int i = 0; i < kGenericPiece && c < p.channels_per_group; ++i, ++c) {
+        piece += widen(query_first[c * p.y.channel]) * (inside ? widen(key_first[c * p.x.channel]) : Sum(0));
+      }
+      sum += piece;
     }
     weight[offset_of(p.w, at.batch, at.group, k, at.space)] = narrowed<T>(sum);
   }

@@ -20,15 +20,11 @@ __device__ __forceinline__ void march(const March& m, const T* source, const T* 
                                       const Compute& compute) {
   const Place at = place_of(m);
   const Steps steps = steps_of<kOperation == Operation::kTranspose>(m, at);
-  Operands<kOperation> operands(m, at, steps, reinterpret_cast<Bytes>(source),
-                                reinterpret_cast<Bytes>(second));
-  bring_first_step(m, at, operands);
-  if (uniform(threadIdx.x / 32) >= m.consumers) {
-    produce<kOperation>(m, at, steps, operands, reinterpret_cast<unsigned char*>(result));
-  } else {
-    wait_for_copies<0>();
-    compute(at, steps);
-  }
+  produce<kOperation>(m, at, steps, reinterpret_cast<Bytes>(source), reinterpret_cast<Bytes>(second),
+                      reinterpret_cast<unsigned char*>(result));
+  if (uniform(threadIdx.x / 32) >= m.consumers) return;
+  wait_for_copies<0>();
+  compute(at, steps);
 }
 
 // KH = 0: any number of kernel rows, and groups of a multiple of 8 channels.
@@ -49,7 +45,9 @@ __global__ void __launch_bounds__(kBandThreads, 1)
 
 // kResidue: of the transposed operation's padding by S.
 template <Operation kOperation, int KW, int S, int kResidue = 0>
-__global__ void __launch_bounds__(kFmaThreads, 1)
+__global__ void __launch_bounds__(kOperation == Operation::kCorrelation ? kFmaCorrelationThreads
+                                                                        : kFmaThreads,
+                                  1)
     fma_kernel(const __grid_constant__ March m, const float* __restrict__ source,
                const float* __restrict__ second, float* __restrict__ result) {
   march<kOperation>(m, source, second, result, [&](const Place& at, const Steps& steps) {
@@ -88,7 +86,9 @@ cudaError_t launch_march(const Plan& plan, const T* source, const T* second, T* 
   const March& m = plan.march;
   cudaError_t error = cudaErrorInvalidValue;  // no plan names a kernel that is not here
   const auto run = [&](auto kernel) {
-    error = launch_kernel(kernel, static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.threads),
+    const dim3 grid(static_cast<unsigned>(m.packs * m.strips), static_cast<unsigned>(m.chunks * m.slices),
+                    static_cast<unsigned>(plan.images));
+    error = launch_kernel(kernel, grid, static_cast<unsigned>(plan.threads),
                           static_cast<size_t>(plan.shared_bytes), stream, m, source, second, result);
   };
   choose<1, 2>(m.stride[2], [&](auto s) {

@@ -23,8 +23,6 @@
 
 #include "element.h"
 
-#define INVOLUTION_OUT_OF_LINE inline __noinline__
-
 namespace involution {
 
 __device__ __forceinline__ float widen(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
@@ -46,21 +44,41 @@ __device__ __forceinline__ Spot shared_memory() {
   return static_cast<unsigned>(__cvta_generic_to_shared(involution_shared_memory));
 }
 
-// kBytes (16, 8 or 4, aligned on both sides) from global to shared memory, without a register on the way;
-// zeros where `inside` is false, and nothing is read.
+// kBytes (16, 8 or 4, aligned on both sides) from global to shared memory, without a register on the way.
 template <int kBytes>
-__device__ __forceinline__ void copy_async(Spot to, const void* from, bool inside) {
-  const int read = inside ? kBytes : 0;
+__device__ __forceinline__ void copy_async(Spot to, const void* from) {
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
-                 :
-                 : "r"(to), "l"(from), "r"(read)
-                 : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
-                 :
-                 : "r"(to), "l"(from), "n"(kBytes), "r"(read)
-                 : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" : : "r"(to), "l"(from), "n"(kBytes) : "memory");
+  }
+}
+
+// The same where `inside`, else zeros. (cp.async can fill with zeros itself, but in a form that takes the
+// compiler four instructions more.)
+template <int kBytes>
+__device__ __forceinline__ void copy_or_clear(Spot to, const void* from, bool inside) {
+  if constexpr (kBytes == 16) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
+        " @!p st.shared.v4.u32 [%0], {%3, %3, %3, %3}; }"
+        :
+        : "r"(to), "l"(from), "r"(static_cast<unsigned>(inside)), "r"(0)
+        : "memory");
+  } else if constexpr (kBytes == 8) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 8;"
+        " @!p st.shared.v2.u32 [%0], {%3, %3}; }"
+        :
+        : "r"(to), "l"(from), "r"(static_cast<unsigned>(inside)), "r"(0)
+        : "memory");
+  } else {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 4;"
+        " @!p st.shared.u32 [%0], %3; }"
+        :
+        : "r"(to), "l"(from), "r"(static_cast<unsigned>(inside)), "r"(0)
+        : "memory");
   }
 }
 
@@ -75,6 +93,9 @@ __device__ __forceinline__ void wait_for_copies() {
 
 // A barrier of all threads of a block, which may come from different places of a kernel.
 __device__ __forceinline__ void meet() { asm volatile("barrier.sync.aligned 0;" : : : "memory"); }
+
+// Within two units of the last place.
+__device__ __forceinline__ float approximate_quotient(float a, float b) { return __fdividef(a, b); }
 
 // What is the same in all lanes of a warp, so that the compiler knows.
 __device__ __forceinline__ int uniform(int of_warp) { return __shfl_sync(0xffffffffu, of_warp, 0); }
@@ -222,8 +243,8 @@ __device__ __forceinline__ uint32_t permute(uint32_t low, uint32_t high, uint32_
 
 // Launches on `stream` and returns the launch's own error; never synchronises.
 template <typename Kernel, typename... Arguments>
-cudaError_t launch_kernel(Kernel kernel, unsigned grid, unsigned block, size_t shared_bytes,
-                          cudaStream_t stream, const Arguments&... arguments) {
+cudaError_t launch_kernel(Kernel kernel, dim3 grid, unsigned block, size_t shared_bytes, cudaStream_t stream,
+                          const Arguments&... arguments) {
   constexpr size_t kWithoutOptIn = 48 * 1024;
   if (shared_bytes > kWithoutOptIn) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -9,7 +9,7 @@ namespace involution {
 
 using Bytes = const unsigned char*;
 
-// Where a block works.
+// Where a block works: the grid is packs * strips, chunks * slices, images.
 struct Place {
   int pack;
   int strip;
@@ -20,13 +20,22 @@ struct Place {
 
 __device__ __forceinline__ Place place_of(const March& m) {
   Place at;
-  unsigned block = blockIdx.x;
-  at.pack = block % m.packs, block /= m.packs;
-  at.strip = block % m.strips, block /= m.strips;
-  at.chunk = block % m.chunks, block /= m.chunks;
-  at.slice = block % m.slices;
-  at.batch = block / m.slices;
+  at.pack = blockIdx.x, at.strip = 0, at.chunk = blockIdx.y, at.slice = 0, at.batch = blockIdx.z;
+  if (m.strips > 1) {
+    at.strip = at.pack / m.packs;
+    at.pack -= at.strip * m.packs;
+  }
+  if (m.slices > 1) {
+    at.slice = at.chunk / m.chunks;
+    at.chunk -= at.slice * m.chunks;
+  }
   return at;
+}
+
+// Of numbers below a million that are not negative, in a third of the instructions of a division.
+__device__ __forceinline__ int small_quotient(int value, int divisor) {
+  return static_cast<int>(
+      approximate_quotient(static_cast<float>(value) + 0.5f, static_cast<float>(divisor)));
 }
 
 // A position in a ring of rows, in bytes, and the one a row further on.
@@ -36,6 +45,8 @@ __device__ __forceinline__ int next_in_ring(int at, int row, int ring) {
 }
 
 __device__ __forceinline__ int floor_div(int value, int divisor) {
+  if (divisor == 1) return value;
+  if (divisor == 2) return value >> 1;
   const int quotient = value / divisor;
   return quotient * divisor > value ? quotient - 1 : quotient;
 }
@@ -64,11 +75,11 @@ __device__ __forceinline__ Steps steps_of(const March& m, const Place& at) {
     int first = reaching > 0 ? reaching : 0;
     if (first > finishing) first = finishing;
     if (m.second.whole) first = 0;
-    s.count = (floor_div(s.result_end - 1 + padding, stride) - first + m.step_rows) / m.step_rows;
+    s.count = floor_div(floor_div(s.result_end - 1 + padding, stride) - first + m.step_rows, m.step_rows);
     s.source_row = s.second_row = first;
     s.result_row = first * stride - padding;
   } else {
-    s.count = (s.result_end - s.result_begin + m.step_rows - 1) / m.step_rows;
+    s.count = floor_div(s.result_end - s.result_begin + m.step_rows - 1, m.step_rows);
     s.source_row = s.result_begin * stride - padding;
     s.second_row = s.result_row = s.result_begin;
   }
@@ -93,6 +104,7 @@ __device__ __forceinline__ int source_slice(const March& m, int result_slice, in
 // A thread's share of each row of a stream: the same piece of every step-th segment.
 struct Share {
   int segment;  // the first
+  int turns;    // segments of the thread
   int step;     // segments
   int offset;   // in a row in shared memory, of the first
   int shared_step;
@@ -105,11 +117,12 @@ struct Share {
   int from;  // in a row in global memory, in which plans have no more than 2 GiB
   int from_step;
 
-  __device__ __forceinline__ Share(const Stream& s, int strip, int width, int thread, int threads) {
-    step = threads / s.pieces;
-    segment = thread / s.pieces;
+  __device__ __forceinline__ void make(const Stream& s, int strip, int width, int thread, int threads) {
+    step = small_quotient(threads, s.pieces);
+    segment = small_quotient(thread, s.pieces);
     piece = thread - segment * s.pieces;
     if (segment >= step) segment = s.segments;  // nothing to do
+    turns = small_quotient(s.segments - segment + step - 1, step);
     offset = segment * s.segment_pitch + piece * s.piece_pitch;
     shared_step = step * s.segment_pitch;
     const int first_column = s.column_origin + strip * s.column_step;
@@ -132,25 +145,42 @@ struct Share {
   }
 };
 
+// A kernel's first pass over its code waits for that code, and most blocks are short, so there is little of
+// it: what is not the usual case is not unrolled.
 template <int kBytes>
-__device__ __forceinline__ void bring_pieces(Spot to, Bytes from, int shared_step, int from_step, int segment,
-                                             int step, int segments, int begin, unsigned count) {
-#pragma unroll 4
-  for (; segment < segments; segment += step) {
-    // Of a segment that begins at an odd multiple of 8 the piece begins in front of it.
-    const auto address = reinterpret_cast<uintptr_t>(from) & ~static_cast<uintptr_t>(kBytes - 1);
-    copy_async<kBytes>(to, reinterpret_cast<Bytes>(address), static_cast<unsigned>(segment - begin) < count);
-    to += shared_step;
-    from += from_step;
+__device__ __forceinline__ void bring_pieces(const Share& share, int segments, Spot to, Bytes from, int begin,
+                                             unsigned count) {
+  // Of a segment that begins at an odd multiple of 8 the piece begins in front of it.
+  const auto aligned = [](Bytes at) {
+    return reinterpret_cast<Bytes>(reinterpret_cast<uintptr_t>(at) & ~static_cast<uintptr_t>(kBytes - 1));
+  };
+  constexpr int kUnroll = kBytes == 16 ? 4 : 2;
+  int segment = share.segment;
+  if (begin <= 0 && static_cast<int>(count) + begin >= segments) {
+    // (A loop whose turns are counted takes half the instructions of one that looks for its end.)
+#pragma unroll kUnroll
+    for (int turn = share.turns; turn > 0; --turn) {
+      copy_async<kBytes>(to, aligned(from));
+      to += share.shared_step;
+      from += share.from_step;
+    }
+    return;
+  }
+#pragma unroll 1
+  for (; segment < segments; segment += share.step) {
+    copy_or_clear<kBytes>(to, aligned(from), static_cast<unsigned>(segment - begin) < count);
+    to += share.shared_step;
+    from += share.from_step;
   }
 }
 
 // Elements of two bytes have no asynchronous copy: several are loaded before the first is stored.
 template <>
-__device__ __forceinline__ void bring_pieces<2>(Spot to, Bytes from, int shared_step, int from_step,
-                                                int segment, int step, int segments, int begin,
-                                                unsigned count) {
-  constexpr int kAtOnce = 8;
+__device__ __forceinline__ void bring_pieces<2>(const Share& share, int segments, Spot to, Bytes from,
+                                                int begin, unsigned count) {
+  constexpr int kAtOnce = 4;
+  int segment = share.segment;
+#pragma unroll 1
   while (segment < segments) {
     uint16_t values[kAtOnce];
     int left = segment;
@@ -158,59 +188,53 @@ __device__ __forceinline__ void bring_pieces<2>(Spot to, Bytes from, int shared_
     for (int i = 0; i < kAtOnce; ++i) {
       const bool read = segment < segments && static_cast<unsigned>(segment - begin) < count;
       values[i] = read ? *reinterpret_cast<const uint16_t*>(from) : uint16_t{0};
-      segment += step;
-      from += from_step;
+      segment += share.step;
+      from += share.from_step;
     }
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i, left += step) {
+    for (int i = 0; i < kAtOnce; ++i, left += share.step) {
       if (left < segments) store_shared(to, values[i]);
-      to += shared_step;
+      to += share.shared_step;
     }
   }
 }
 
-// One row of a thread's share; zeros where a segment does not exist. Not inlined: a kernel brings rows in
-// several places, and a block's first pass over its code waits for it.
-__device__ INVOLUTION_OUT_OF_LINE void bring(int piece_bytes, Spot to, Bytes from, int shared_step,
-                                             int from_step, int segment, int step, int segments, int begin,
-                                             unsigned count) {
-  switch (piece_bytes) {
-    case 16:
-      return bring_pieces<16>(to, from, shared_step, from_step, segment, step, segments, begin, count);
-    case 8:
-      return bring_pieces<8>(to, from, shared_step, from_step, segment, step, segments, begin, count);
-    case 4:
-      return bring_pieces<4>(to, from, shared_step, from_step, segment, step, segments, begin, count);
-    default:
-      return bring_pieces<2>(to, from, shared_step, from_step, segment, step, segments, begin, count);
+// One row of a thread's share; zeros where a segment does not exist.
+__device__ __forceinline__ void bring(const Stream& s, const Share& share, Spot to, Bytes from, int begin,
+                                      unsigned count) {
+  if (s.piece_bytes == 16) {
+    bring_pieces<16>(share, s.segments, to, from, begin, count);
+  } else if (s.piece_bytes == 8) {
+    bring_pieces<8>(share, s.segments, to, from, begin, count);
+  } else if (s.piece_bytes == 4) {
+    bring_pieces<4>(share, s.segments, to, from, begin, count);
+  } else {
+    bring_pieces<2>(share, s.segments, to, from, begin, count);
   }
 }
 
 template <typename Word>
-__device__ __forceinline__ void take_pieces(Spot from, unsigned char* to, int shared_step, int to_step,
-                                            int segment, int step, int segments, int begin, unsigned count) {
-#pragma unroll 4
-  for (; segment < segments; segment += step) {
-    if (static_cast<unsigned>(segment - begin) < count)
+__device__ __forceinline__ void take_pieces(const Share& share, int segments, Spot from, unsigned char* to) {
+#pragma unroll 2
+  for (int segment = share.segment; segment < segments; segment += share.step) {
+    if (static_cast<unsigned>(segment - share.begin) < share.count) {
       *reinterpret_cast<Word*>(to) = load_shared<Word>(from);
-    from += shared_step;
-    to += to_step;
+    }
+    from += share.shared_step;
+    to += share.from_step;
   }
 }
 
 // One row of a thread's share from shared memory to the result.
-__device__ INVOLUTION_OUT_OF_LINE void take(int piece_bytes, Spot from, unsigned char* to, int shared_step,
-                                            int to_step, int segment, int step, int segments, int begin,
-                                            unsigned count) {
-  switch (piece_bytes) {
-    case 16:
-      return take_pieces<uint4>(from, to, shared_step, to_step, segment, step, segments, begin, count);
-    case 8:
-      return take_pieces<uint2>(from, to, shared_step, to_step, segment, step, segments, begin, count);
-    case 4:
-      return take_pieces<uint32_t>(from, to, shared_step, to_step, segment, step, segments, begin, count);
-    default:
-      return take_pieces<uint16_t>(from, to, shared_step, to_step, segment, step, segments, begin, count);
+__device__ __forceinline__ void take(const Stream& s, const Share& share, Spot from, unsigned char* to) {
+  if (s.piece_bytes == 16) {
+    take_pieces<uint4>(share, s.segments, from, to);
+  } else if (s.piece_bytes == 8) {
+    take_pieces<uint2>(share, s.segments, from, to);
+  } else if (s.piece_bytes == 4) {
+    take_pieces<uint32_t>(share, s.segments, from, to);
+  } else {
+    take_pieces<uint16_t>(share, s.segments, from, to);
   }
 }
 
@@ -291,147 +315,129 @@ __device__ __forceinline__ int phase_in_row(const Stream& s, unsigned first, int
   return (first + row * static_cast<unsigned>(s.row_stride)) & (s.phased * 8u);
 }
 
-// The rows of an operand, brought one after another.
+// The rows of an operand.
 //
 // A row has a slice for each slice of the kernel, from that depth of the tensor which the result's slice
 // meets there; or, where the stream has but one, the result's own depth.
 template <bool kTransposed>
-class Rows {
- public:
-  // `frame`: of the tensor's positions.
-  __device__ __forceinline__ Rows(const March& m, const Stream& stream, const Place& at, bool follows_kernel,
-                                  const int (&frame)[3], int first_row, Bytes tensor)
-      : m_(m),
-        stream_(stream),
-        at_(at),
-        frame_(frame),
-        tensor_(tensor + block_offset(stream, at)),
-        row_(first_row),
-        slice_(follows_kernel ? source_slice<kTransposed>(m, at.slice, 0) : at.slice) {}
+struct Rows {
+  int slice;
+  int row;      // the first
+  Bytes first;  // where it begins
 
-  __device__ __forceinline__ void next(const Share& share, const WantedKernelRows* wanted) {
-    const bool inside =
-        row_ >= 0 && row_ < frame_[1] && has_column(stream_, share, row_, frame_[1], frame_[2]);
+  __device__ __forceinline__ Rows(const March& m, const Stream& stream, const Place& at, bool follows_kernel,
+                                  int first_row, Bytes tensor)
+      : slice(follows_kernel ? source_slice<kTransposed>(m, at.slice, 0) : at.slice),
+        row(first_row),
+        first(tensor + block_offset(stream, at) + slice * stream.depth_stride +
+              first_row * stream.row_stride) {}
+
+  // The index-th row, to `in_ring` bytes behind the beginning of the ring.
+  __device__ __forceinline__ void bring_row(const March& m, const Stream& stream, const int (&frame)[3],
+                                            const Place& at, int index, int in_ring, const Share& share,
+                                            const WantedKernelRows* wanted) const {
+    const int of_map = row + index * stream.merged_rows;
+    const bool inside = of_map >= 0 && of_map < frame[1] &&
+                        (stream.piece_columns == 0 || has_column(stream, share, of_map, frame[1], frame[2]));
     int begin = share.begin;
     unsigned count = inside ? share.count : 0;
-    if (wanted != nullptr && inside) {
-      count = wanted->segments(m_, share, row_, stream_.merged_rows, begin);
+    if (wanted != nullptr && count > 0) {
+      count = wanted->segments(m, share, of_map, stream.merged_rows, begin);
     }
-    const Bytes row = tensor_ + row_ * stream_.row_stride + share.from;
-    const Spot to = shared_memory() + stream_.base + in_ring_ + share.offset;
+    Spot to = shared_memory() + stream.base + in_ring + share.offset;
+    Bytes from = first + static_cast<int64_t>(index * stream.merged_rows) * stream.row_stride + share.from;
 #pragma unroll 1
-    for (int kd = 0; kd < stream_.slices; ++kd) {
-      const int slice = kd == 0 ? slice_ : source_slice<kTransposed>(m_, at_.slice, kd);
-      bring(stream_.piece_bytes, to + kd * stream_.slice_pitch,
-            row + slice * stream_.depth_stride + kd * stream_.kernel_slice_stride, share.shared_step,
-            share.from_step, share.segment, share.step, stream_.segments, begin, slice >= 0 ? count : 0);
+    for (int kd = 0, of_kd = slice;;) {  // the slices of a kernel with a depth
+      bring(stream, share, to, from, begin, of_kd >= 0 ? count : 0);
+      if (++kd == stream.slices) break;
+      const int other = source_slice<kTransposed>(m, at.slice, kd);
+      from += (other - of_kd) * stream.depth_stride + stream.kernel_slice_stride;
+      to += stream.slice_pitch;
+      of_kd = other;
     }
-    row_ += stream_.merged_rows;
-    in_ring_ = next_in_ring(in_ring_, stream_.row_pitch, stream_.rows * stream_.row_pitch);
   }
-
-  __device__ __forceinline__ void next(const Share& share, int count,
-                                       const WantedKernelRows* wanted = nullptr) {
-#pragma unroll 1
-    for (; count > 0; --count) next(share, wanted);
-  }
-
- private:
-  const March& m_;
-  const Stream& stream_;
-  const Place& at_;
-  const int (&frame_)[3];
-  const Bytes tensor_;
-  int row_;
-  int in_ring_ = 0;
-  const int slice_;
 };
 
-// Both operands of a block.
-template <Operation kOperation>
-struct Operands {
-  static constexpr bool kTransposed = kOperation == Operation::kTranspose;
-
-  __device__ __forceinline__ Operands(const March& m, const Place& at, const Steps& steps,
-                                      Bytes source_tensor, Bytes second_tensor)
-      : source(m, m.source, at, true, kTransposed ? m.output : m.input, steps.source_row, source_tensor),
-        second(m, m.second, at, kTransposed, m.output, steps.second_row, second_tensor),
-        wanted(steps) {}
-
-  __device__ __forceinline__ void bring_step(const March& m, const Share& source_share,
-                                             const Share& second_share, int source_rows) {
-    source.next(source_share, source_rows);
-    second.next(second_share, m.second.next, kTransposed ? &wanted : nullptr);
-    commit_copies();
-  }
-
-  Rows<kTransposed> source;
-  Rows<kTransposed> second;
-  const WantedKernelRows wanted;
-};
-
-// What the first step needs, brought by all threads of a block: else the few warps that copy would take
-// longer for it than for anything else on a small map.
-template <Operation kOperation>
-__device__ __forceinline__ void bring_first_step(const March& m, const Place& at,
-                                                 Operands<kOperation>& operands) {
-  const int threads = (m.consumers + m.producers) * 32;
-  const Share source_share(m.source, at.strip, (kOperation == Operation::kTranspose ? m.output : m.input)[2],
-                           threadIdx.x, threads);
-  Share second_share(m.second, at.strip, m.output[2], threadIdx.x, threads);
-  if constexpr (kOperation == Operation::kTranspose) find_kernel_rows(m, second_share);
-  operands.bring_step(m, source_share, second_share, m.source.first);
-}
-
-// What the warps do that copy: in each step they bring what is needed `stages - 1` steps later, and store
-// what was computed in the step before.
+// Brings the rows of both operands, `stages - 1` steps ahead, and stores what was computed a step before. All
+// warps bring the first step, which is the longest by far on a small map, each team of warps other rows of
+// the source; then those that compute return.
 template <Operation kOperation>
 __device__ __forceinline__ void produce(const March& m, const Place& at, const Steps& steps,
-                                        Operands<kOperation>& operands, unsigned char* result) {
-  const int thread = threadIdx.x - m.consumers * 32, threads = m.producers * 32;
-  const Share source_share(m.source, at.strip, (kOperation == Operation::kTranspose ? m.output : m.input)[2],
-                           thread, threads);
-  Share second_share(m.second, at.strip, m.output[2], thread, threads);
-  if constexpr (kOperation == Operation::kTranspose) find_kernel_rows(m, second_share);
-  const int height = kOperation == Operation::kTranspose ? m.input[1] : m.output[1];
-  const int width = kOperation == Operation::kTranspose ? m.input[2] : m.output[2];
-  const Share result_share(m.result, at.strip, width, thread, threads);
+                                        Bytes source_tensor, Bytes second_tensor, unsigned char* result) {
+  constexpr bool kTransposed = kOperation == Operation::kTranspose;
+  const int (&source_frame)[3] = kTransposed ? m.output : m.input;
+  const int (&result_frame)[3] = kTransposed ? m.input : m.output;
+  const Rows<kTransposed> source(m, m.source, at, true, steps.source_row, source_tensor);
+  const Rows<kTransposed> second(m, m.second, at, kTransposed, steps.second_row, second_tensor);
+  const WantedKernelRows wanted(steps);
   result += block_offset(m.result, at) + at.slice * m.result.depth_stride;
+
+  Share source_share, second_share, result_share;
+  // Rows of the source: where the next is in the ring, the next, the end of the step's, from one to the next.
+  int source_at = 0, source_row = 0, source_end = m.source.first, between = 1;
+  int second_at = 0, second_row = 0;
   int result_row = steps.result_row;
-  const auto take_step = [&](int step) {
-    Spot from = shared_memory() + m.result.base + (step & 1) * m.result.next * m.result.row_pitch;
-#pragma unroll 1
-    for (int i = 0; i < m.result.next; ++i) {
-      if (result_row >= steps.result_begin && result_row < steps.result_end &&
-          has_column(m.result, result_share, result_row, height, width)) {
-        take(m.result.piece_bytes, from + result_share.offset,
-             result + result_row * m.result.row_stride + result_share.from, result_share.shared_step,
-             result_share.from_step, result_share.segment, result_share.step, m.result.segments,
-             result_share.begin, result_share.count);
-      }
-      result_row += m.result.merged_rows;
-      from += m.result.row_pitch;
-    }
-  };
 
 #pragma unroll 1
-  for (int r = 1; r < steps.count + m.stages - 1; ++r) {
+  for (int r = 0;; ++r) {
     const int step = r - (m.stages - 1);
     if (step >= 0) {
       wait_for_copies_but(m.stages - 2);
       meet();
     }
-    if (r < steps.count) {
-      operands.bring_step(m, source_share, second_share, m.source.next);
-    } else {
-      commit_copies();
+    if (r < 2) {
+      int thread = threadIdx.x, threads = (m.consumers + m.producers) * 32;
+      int thread_of_team = thread, team_threads = threads;
+      if (r == 0) {
+        const int team = small_quotient(thread, m.team);
+        thread_of_team = thread - team * m.team, team_threads = m.team;
+        source_at = team * m.source.row_pitch, source_row = team < m.teams ? team : m.source.first;
+        between = m.teams;
+      } else {
+        thread -= m.consumers * 32, threads = m.producers * 32;
+        thread_of_team = thread, team_threads = threads;
+        source_at = m.source.first == m.source.rows ? 0 : m.source.first * m.source.row_pitch;
+        source_row = m.source.first, between = 1;
+        result_share.make(m.result, at.strip, result_frame[2], thread, threads);
+      }
+      source_share.make(m.source, at.strip, source_frame[2], thread_of_team, team_threads);
+      second_share.make(m.second, at.strip, m.output[2], thread, threads);
+      if (kTransposed) find_kernel_rows(m, second_share);
     }
-    if (step > 0) take_step(step - 1);
+    if (r < steps.count) {
+#pragma unroll 1
+      for (; source_row < source_end; source_row += between) {
+        source.bring_row(m, m.source, source_frame, at, source_row, source_at, source_share, nullptr);
+        source_at += between * m.source.row_pitch;
+        if (source_at >= m.source.rows * m.source.row_pitch) source_at -= m.source.rows * m.source.row_pitch;
+      }
+      source_end += m.source.next;
+#pragma unroll 1
+      for (int i = 0; i < m.second.next; ++i, ++second_row) {
+        second.bring_row(m, m.second, m.output, at, second_row, second_at, second_share,
+                         kTransposed ? &wanted : nullptr);
+        second_at = next_in_ring(second_at, m.second.row_pitch, m.second.rows * m.second.row_pitch);
+      }
+    }
+    commit_copies();
+    if (r == 0 && uniform(threadIdx.x / 32) < m.consumers) return;
+    if (step > 0) {  // what was computed in the step before
+      Spot from = shared_memory() + m.result.base + ((step - 1) & 1) * m.result.next * m.result.row_pitch +
+                  result_share.offset;
+#pragma unroll 1
+      for (int i = 0; i < m.result.next; ++i) {
+        if (result_row >= steps.result_begin && result_row < steps.result_end &&
+            has_column(m.result, result_share, result_row, result_frame[1], result_frame[2])) {
+          take(m.result, result_share, from, result + result_row * m.result.row_stride + result_share.from);
+        }
+        result_row += m.result.merged_rows;
+        from += m.result.row_pitch;
+      }
+      if (step == steps.count) return;
+    }
     // The parts of a sum meet.
     if (kOperation == Operation::kInvolution && step >= 0 && m.parts > 1) meet();
   }
-  meet();
-  take_step(steps.count - 1);
 }
 
 }  // namespace involution

@@ -18,9 +18,10 @@
 namespace involution {
 
 // Threads of a block, at most. 640 are 14 warps that compute (7 runs of 64 channels) and 6 that copy, with 96
-// registers each; the sums of the FMA kernels need more registers.
+// registers each; the 49 sums of a thread of the float32 correlation need more.
 constexpr int kBandThreads = 640;
-constexpr int kFmaThreads = 512;
+constexpr int kFmaThreads = 640;
+constexpr int kFmaCorrelationThreads = 512;
 
 constexpr int kBandRun = 8;
 constexpr int kFmaRun = 7;                  // RedNet's maps are 7, 14, 28 and 56 wide
@@ -84,7 +85,7 @@ struct March {
   int depth_dilation;
   int group_channels;
 
-  int packs;  // blocks are packs, fastest, then strips, chunks, slices of the result and images
+  int packs;  // a grid is packs * strips, chunks * slices of the result, images
   int strips;
   int chunks;
   int slices;
@@ -95,10 +96,12 @@ struct March {
   int runs;       // that a strip is made of
   int phase;      // columns of the source that are staged in front of the first window
   int weight_phase;
-  int residue;                // transposed: of the padding by the stride along the width
-  int stages;                 // steps in flight
-  int consumers;              // warps that compute
-  int producers;              // warps that copy
+  int residue;    // transposed: of the padding by the stride along the width
+  int stages;     // steps in flight
+  int consumers;  // warps that compute
+  int producers;  // warps that copy
+  int team;       // threads that bring a row of the source of a block's first step
+  int teams;
   bool result_channels_last;  // of an activation
   int parts;                  // consumers that share the kernel rows of a sum
   int sums_base;              // where these meet

@@ -1,10 +1,13 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <sstream>
+
+#include "measured_shapes.h"
 
 namespace involution {
 
@@ -174,7 +177,10 @@ void Layout::lay_out_activation(const Activation& tensor, bool as_pixels, int pa
     stream->piece_bytes = stream->piece_stride = stream->piece_pitch = 16;
     stream->piece_columns = 0;
     stream->segment_stride = s.space[kWidth] * size_;
-    *pitch = {odd_pieces(pack * size_), size_, 0};
+    // A correlation of float32 reads the same channels of several pixels at once, from banks that it spreads
+    // itself.
+    const bool spread = as_pixels && operation_ == Operation::kCorrelation && pack * size_ % 128 == 0;
+    *pitch = {spread ? pack * size_ : odd_pieces(pack * size_), size_, 0};
     stream->segment_pitch = pitch->column;
     stream->slice_pitch = columns * pitch->column;
     return;
@@ -326,7 +332,8 @@ int Layout::choose_phase(const Activation& tensor, int64_t origin, int64_t step,
 // As many chunks as end soonest: the blocks of a multiprocessor share its memory, none makes a step in no
 // time, and each begins with rows that its neighbour has too.
 int Layout::choose_chunks(const Plan& plan, const DeviceLimits& limits) const {
-  const int registers = plan.kind == PlanKind::kBand ? 96 : 128;
+  const bool sums = plan.kind == PlanKind::kFma && operation_ == Operation::kCorrelation;
+  const int registers = sums ? 128 : 96;
   int64_t resident = limits.shared_memory_per_multiprocessor / (plan.shared_bytes + 1024);
   resident = std::min<int64_t>({resident, 65536 / (registers * plan.threads), 2048 / plan.threads, 32});
   resident = std::max<int64_t>(resident, 1);
@@ -518,11 +525,17 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
     }
     consumers = ceil_div(threads, 32);
   }
-  const int most = half_ ? kBandThreads : kFmaThreads;
+  const int most = half_ ? kBandThreads : correlation ? kFmaCorrelationThreads : kFmaThreads;
   if ((consumers + m.producers) * 32 > most || shared > limits.shared_memory_per_block) return false;
   m.consumers = static_cast<int>(consumers);
   const int pieces = std::max({m.source.pieces, m.second.pieces, m.result.pieces});
   if (pieces > m.producers * 32) return false;  // a thread copies the same piece of each of its segments
+
+  const int warps = m.consumers + m.producers;
+  const int team = std::max(static_cast<int>(ceil_div(m.source.pieces, 32)), warps / m.source.first);
+  if (team > warps) return false;
+  m.team = team * 32;
+  m.teams = warps / team;
 
   plan->kind = half_ ? PlanKind::kBand : PlanKind::kFma;
   plan->shape = shape;
@@ -541,39 +554,32 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   plan->march.chunks = static_cast<int>(ceil_div(height, plan->march.chunk_rows));
   plan->shape.chunks = plan->march.chunks;
   plan->blocks = p_.batch * m.packs * m.strips * m.slices * plan->march.chunks;
-  return plan->blocks < (int64_t{1} << 31);
+  plan->images = p_.batch;
+  const int64_t rows_of_grid = int64_t{plan->march.chunks} * m.slices;
+  return int64_t{m.packs} * m.strips < (int64_t{1} << 31) && rows_of_grid < 65536 && p_.batch < 65536;
 }
 
-// The shape for a problem on a machine as large as it was measured on.
+// The shape that was measured for the most similar problem.
 Shape measured_shape(Operation operation, const Problem& p, bool half, const Layout& layout) {
-  const bool transposed = operation == Operation::kTranspose;
-  const int64_t width = transposed ? p.input[kWidth] : p.output[kWidth];
-  const int runs = static_cast<int>(ceil_div(width, layout.run_columns()));
-  Shape shape{};
-  const int64_t height = p.output[kHeight];
-  if (half) {
-    shape.pack = runs <= 2 ? 128 : 64;
-    shape.runs = runs <= 3 || (runs > 4 && runs <= 7) ? runs : runs == 4 ? 2 : 3;
-    shape.rows = height <= 8 && runs == 1 ? static_cast<int>(height) : runs <= 2 ? 2 : 1;
-    shape.stages = 3;
-    shape.producers = runs > 2 ? 6 : 4;
-    shape.parts = 1;
-    return shape;
+  const int64_t width = operation == Operation::kTranspose ? p.input[kWidth] : p.output[kWidth];
+  const MeasuredShape* nearest = nullptr;
+  double least = 0;
+  for (const MeasuredShape& row : kMeasuredShapes) {
+    if (row.operation != operation || row.half != half ||
+        row.channels_last != layout.source_channels_last()) {
+      continue;
+    }
+    // A map half or twice as wide counts as much as another width of the kernel, another stride as much as
+    // both.
+    const double distance = std::abs(std::log2(static_cast<double>(width) / row.width)) +
+                            ((row.kernel < 7) != (p.kernel[kWidth] < 7) ? 1 : 0) +
+                            (row.stride != p.stride[kWidth] ? 2 : 0);
+    if (nearest == nullptr || distance < least) nearest = &row, least = distance;
   }
-  shape.stages = 2;
-  shape.producers = 4;
-  shape.rows = 2;
-  shape.parts = operation == Operation::kInvolution ? 1 : 7;
-  const bool last = layout.source_channels_last();
-  if (transposed) {
-    shape.pack = runs > 2 ? 32 : 64;
-    shape.runs = std::min(runs, 4);
-    shape.stages = 3;
-  } else {
-    shape.pack = last || runs <= 2 ? 64 : runs <= 4 ? 32 : 16;
-    shape.runs = std::min(runs, last ? 2 : 8);
-    if (runs == 1) shape.rows = height <= 8 ? static_cast<int>(height) : 4;
-  }
+  if (nearest == nullptr) return half ? Shape{64, 4, 1, 0, 3, 4, 1} : Shape{32, 4, 2, 0, 2, 4, 1};
+  Shape shape = nearest->shape;
+  // What is a whole map there may not be one here.
+  if (shape.rows > 1 && p.output[kHeight] > 2 * nearest->width) shape.rows = std::min(shape.rows, 2);
   return shape;
 }
 
@@ -637,8 +643,16 @@ Plan make_plan(Operation operation, const Problem& problem, int element_size, Op
     plan.reason = "INVOLUTION_CUDA_PLAN asks for it";
     return plan;
   }
+  const bool forced = std::getenv("INVOLUTION_CUDA_PLAN") != nullptr;
   do {
     if (layout.lay_out(shape, limits, &plan)) {
+      // Fewer channels for each of more blocks, where some multiprocessors would have none.
+      Plan more{};
+      while (!forced && plan.blocks < limits.multiprocessors && shape.pack > 16) {
+        shape.pack /= 2;
+        if (!layout.lay_out(shape, limits, &more) || more.blocks <= plan.blocks) break;
+        plan = more;
+      }
       plan.reason = element_size == 2 ? "band" : "fma";
       return plan;
     }

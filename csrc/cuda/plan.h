@@ -44,6 +44,7 @@ struct Plan {
   bool source_channels_last;
   int64_t shared_bytes;
   int64_t blocks;
+  int64_t images;
   int threads;
 };
 

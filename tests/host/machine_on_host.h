@@ -18,8 +18,6 @@
 #include "cuda/element.h"
 #include "cuda_on_host.h"
 
-#define INVOLUTION_OUT_OF_LINE inline
-
 namespace involution {
 
 // ---- half types
@@ -97,7 +95,7 @@ inline void check_aligned(const void* address, std::size_t bytes, const char* wh
 
 struct Copy {
   unsigned char* to;
-  const unsigned char* from;  // null for zeros
+  const unsigned char* from;
   int bytes;
 };
 
@@ -115,12 +113,19 @@ inline Copies& copies() {
 }  // namespace machine_on_host
 
 template <int kBytes>
-void copy_async(Spot to, const void* from, bool inside) {
+void copy_async(Spot to, const void* from) {
   using namespace machine_on_host;
   check_aligned(to, kBytes, "an asynchronous copy to shared memory");
-  if (inside) check_aligned(from, kBytes, "an asynchronous copy from global memory");
+  check_aligned(from, kBytes, "an asynchronous copy from global memory");
   std::memset(to, 0xff, kBytes);
-  copies().open.push_back({to, inside ? static_cast<const unsigned char*>(from) : nullptr, kBytes});
+  copies().open.push_back({to, static_cast<const unsigned char*>(from), kBytes});
+}
+
+template <int kBytes>
+void copy_or_clear(Spot to, const void* from, bool inside) {
+  if (inside) return copy_async<kBytes>(to, from);
+  machine_on_host::check_aligned(to, kBytes, "zeros in shared memory");
+  std::memset(to, 0, kBytes);
 }
 
 inline void commit_copies() {
@@ -134,17 +139,15 @@ void wait_for_copies() {
   auto& groups = machine_on_host::copies().groups;
   while (static_cast<int>(groups.size()) > kPending) {
     for (const auto& copy : groups.front()) {
-      if (copy.from == nullptr) {
-        std::memset(copy.to, 0, static_cast<std::size_t>(copy.bytes));
-      } else {
-        std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
-      }
+      std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
     }
     groups.pop_front();
   }
 }
 
 inline void meet() { __syncthreads(__builtin_FILE(), __builtin_LINE()); }
+
+inline float approximate_quotient(float a, float b) { return a / b; }
 
 inline int uniform(int of_warp) { return of_warp; }
 
@@ -274,10 +277,10 @@ inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
 }
 
 template <typename Kernel, typename... Arguments>
-cudaError_t launch_kernel(Kernel kernel, unsigned grid, unsigned block, size_t shared_bytes, cudaStream_t,
+cudaError_t launch_kernel(Kernel kernel, dim3 grid, unsigned block, size_t shared_bytes, cudaStream_t,
                           const Arguments&... arguments) {
   machine_on_host::copies();  // made before a fiber asks for it
-  return host::launch(kernel, dim3(grid), dim3(block), shared_bytes, arguments...);
+  return host::launch(kernel, grid, dim3(block), shared_bytes, arguments...);
 }
 
 }  // namespace involution

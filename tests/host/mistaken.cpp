@@ -50,9 +50,9 @@ bool right(Kernel kernel, double tolerance) {
   const Plan plan = make_plan(Operation::kInvolution, p, sizeof(T), {16, 16, 16}, limits);
   if (plan.kind == PlanKind::kGeneric || plan.march.chunks != 1) return false;
   const cudaError_t error =
-      launch_kernel(kernel, static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.threads),
-                    static_cast<size_t>(plan.shared_bytes), nullptr, plan.march,
-                    static_cast<const T*>(x.data()), static_cast<const T*>(w.data()), y.data());
+      launch_kernel(kernel, dim3(plan.march.packs * plan.march.strips, 1, kBatch),
+                    static_cast<unsigned>(plan.threads), static_cast<size_t>(plan.shared_bytes), nullptr,
+                    plan.march, static_cast<const T*>(x.data()), static_cast<const T*>(w.data()), y.data());
   if (error != cudaSuccess) return false;
 
   for (int pixel = 0; pixel < pixels; ++pixel) {

@@ -78,7 +78,7 @@ __global__ void missing_warp_barrier(Params p) {
 template <bool kWrong>
 __global__ void copies_too_early(Params p) {
   const int t = threadIdx.x;
-  if (t < kThreads / 4) copy_async<16>(spot(4 * t), p.in + 4 * t, true);
+  if (t < kThreads / 4) copy_async<16>(spot(4 * t), p.in + 4 * t);
   commit_copies();
   if (!kWrong) wait_for_copies<0>();
   __syncthreads();
@@ -89,7 +89,7 @@ __global__ void copies_too_early(Params p) {
 template <bool kWrong>
 __global__ void copies_without_barrier(Params p) {
   const int t = threadIdx.x;
-  if (t < kThreads / 4) copy_async<16>(spot(4 * t), p.in + 4 * t, true);
+  if (t < kThreads / 4) copy_async<16>(spot(4 * t), p.in + 4 * t);
   commit_copies();
   wait_for_copies<0>();
   if (!kWrong) __syncthreads();
