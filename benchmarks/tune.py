@@ -50,7 +50,6 @@ STEPS: dict[bool, dict[str, tuple[int, ...]]] = {
         "stages": (2, 3),
     },
 }
-CHUNKS = (1, 2, 3, 4, 5, 7, 8, 14, 28)
 # Shapes to start from.
 STARTS: dict[bool, tuple[tuple[int, ...], ...]] = {
     True: (
@@ -73,18 +72,19 @@ STARTS: dict[bool, tuple[tuple[int, ...], ...]] = {
 
 def measure(operation: str, case: Case, sets: list, shape: Shape) -> float:
     """Seconds of a call with this shape, where a number that is missing is the plan's own."""
-    os.environ[VARIABLE] = " ".join(f"{name}={value}" for name, value in shape.items())
+    if shape:
+        os.environ[VARIABLE] = " ".join(f"{name}={value}" for name, value in shape.items())
     try:
         calls = [call_of(operation, case, tensors) for tensors in sets]
         return timing.kernel_time(calls, torch.device("cuda"), EFFORT).seconds
     finally:
-        del os.environ[VARIABLE]
+        os.environ.pop(VARIABLE, None)
 
 
 def search(
     operation: str, case: Case, sets: list, tensor_cores: bool, passes: int
 ) -> Iterator[tuple[float, Shape]]:
-    """Every shape that was measured: the plan's own first, with no numbers, and last other numbers of chunks."""
+    """Every shape that was measured: first the plan's own, with no numbers."""
     yield measure(operation, case, sets, {}), {}
     steps = STEPS[tensor_cores]
     seen: dict[tuple, float] = {}
@@ -102,8 +102,6 @@ def search(
                 shape = {**best, name: value}
                 if timed(shape) < 0.99 * timed(best):
                     best = shape
-    for chunks in CHUNKS:
-        timed({**best, "chunks": chunks})
     for key, seconds in seen.items():
         yield seconds, dict(key)
 
@@ -118,10 +116,7 @@ def table(path: Path) -> list[str]:
         half = DTYPES[row["dtype"]].itemsize == 2
         transposed = row["operation"] == "input_gradient"
         width = (case.input_size if transposed else case.output_size)[-1]
-        seconds, shape = min(
-            (pair for pair in row["measured"] if pair[1] and "chunks" not in pair[1]),
-            key=lambda pair: pair[0],
-        )
+        seconds, shape = min((pair for pair in row["measured"] if pair[1]), key=lambda pair: pair[0])
         numbers = [shape.get(name, 1) for name in ("pack", "runs", "rows")]
         numbers += [0, *(shape.get(name, 1) for name in ("stages", "producers", "parts"))]
         name = {"forward": "kInvolution", "input_gradient": "kTranspose", "weight_gradient": "kCorrelation"}

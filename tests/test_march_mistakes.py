@@ -25,7 +25,7 @@ MISTAKES = {
         "wait_for_copies_but(m.stages - 1);",
         "WRONG",
     ),
-    "no wait for the first step": ("launch_march.cuh", "    wait_for_copies<0>();\n", "", "WRONG"),
+    "no wait for the first step": ("launch_march.cuh", "  wait_for_copies<0>();\n", "", "WRONG"),
     "no barrier": (
         "march.cuh",
         "      wait_for_copies_but(m.stages - 2);\n      meet();\n",
@@ -49,6 +49,12 @@ MISTAKES = {
         "if (source_at >= m.source.rows * m.source.row_pitch)",
         "if (source_at >= (m.source.rows - 1) * m.source.row_pitch)",
         "WRONG",
+    ),
+    "a read behind the last unit": (
+        "band_forward.cuh",
+        "own.live[kUnits - 1] ? of_unit : 0",
+        "of_unit",
+        "a race",
     ),
     "results of the wrong step": (
         "march.cuh",

@@ -28,7 +28,9 @@ __device__ __forceinline__ void band_forward(const March& m, const Place& at, co
   const int run = own.run * 8;
   const Spot pixels = shared + m.source.base + run * S * m.source_pitch.column + source.own +
                       own.channel * m.source_pitch.channel;
-  const int to_next_unit = kChannelsLast ? kUnit * 2 : kUnit * m.source_pitch.channel;
+  // A unit that does not exist reads what the first reads: behind it there may be what is being written.
+  const int of_unit = kChannelsLast ? kUnit * 2 : kUnit * m.source_pitch.channel;
+  const int to_next_unit = own.live[kUnits - 1] ? of_unit : 0;
   const int rest = source.rest - source.own;
   const Spot taps = shared + m.second.base + run * m.weight_pitch.column + own.group;
   const Spot out = shared + m.result.base + run * m.other_pitch.column + own.channel * m.other_pitch.channel;

@@ -646,9 +646,9 @@ Plan make_plan(Operation operation, const Problem& problem, int element_size, Op
   const bool forced = std::getenv("INVOLUTION_CUDA_PLAN") != nullptr;
   do {
     if (layout.lay_out(shape, limits, &plan)) {
-      // Fewer channels for each of more blocks, where some multiprocessors would have none.
+      // Fewer channels for each of more blocks, where half of the multiprocessors or more would have none.
       Plan more{};
-      while (!forced && plan.blocks < limits.multiprocessors && shape.pack > 16) {
+      while (!forced && 2 * plan.blocks <= limits.multiprocessors && shape.pack > 16) {
         shape.pack /= 2;
         if (!layout.lay_out(shape, limits, &more) || more.blocks <= plan.blocks) break;
         plan = more;

@@ -2,7 +2,8 @@
 // exchanged between its fibers.
 //
 // What a thread copies asynchronously is a NaN until it has waited; every access is checked for the alignment
-// that the instruction needs.
+// that the instruction needs; and no byte of shared memory may be written by one thread and touched by another
+// without a barrier of the block between them, in whatever order the threads take turns.
 #pragma once
 
 #include <algorithm>
@@ -93,6 +94,64 @@ inline void check_aligned(const void* address, std::size_t bytes, const char* wh
   if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) fail(what);
 }
 
+// Who touched a byte of shared memory since the last barrier, or before.
+struct Touch {
+  std::uint64_t written = 0;  // phases
+  std::uint64_t read = 0;
+  std::uint16_t writer = 0;
+  std::uint16_t reader = 0;
+  bool many_readers = false;
+};
+
+#if defined(__SANITIZE_ADDRESS__)
+extern "C" void __sanitizer_print_stack_trace();
+#endif
+
+[[noreturn]] inline void fail_race(const char* what, const unsigned char* at, int other) {
+  std::fprintf(stderr, "machine on the host: a race: thread %u %s byte %td of shared memory, and so did thread %d\n",
+               threadIdx.x, what, at - host::shared_memory(), other);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_print_stack_trace();
+#endif
+  std::fflush(stderr);
+  std::_Exit(host::kCheckFailedExitCode);
+}
+
+inline Touch* touches(const unsigned char* at, std::size_t bytes) {
+  static std::vector<Touch> shared;
+  const auto first = static_cast<std::size_t>(at - host::shared_memory());
+  if (shared.size() < first + bytes) shared.resize(first + bytes);
+  return &shared[first];
+}
+
+inline void check_write(const unsigned char* at, std::size_t bytes) {
+  const auto thread = static_cast<std::uint16_t>(threadIdx.x);
+  const std::uint64_t now = host::detail::phase;
+  Touch* const touch = touches(at, bytes);
+  for (std::size_t i = 0; i < bytes; ++i) {
+    Touch& byte = touch[i];
+    if (byte.written == now && byte.writer != thread) fail_race("writes", at + i, byte.writer);
+    if (byte.read == now && (byte.many_readers || byte.reader != thread)) {
+      fail_race("writes what is read:", at + i, byte.reader);
+    }
+    byte.written = now;
+    byte.writer = thread;
+  }
+}
+
+inline void check_read(const unsigned char* at, std::size_t bytes) {
+  const auto thread = static_cast<std::uint16_t>(threadIdx.x);
+  const std::uint64_t now = host::detail::phase;
+  Touch* const touch = touches(at, bytes);
+  for (std::size_t i = 0; i < bytes; ++i) {
+    Touch& byte = touch[i];
+    if (byte.written == now && byte.writer != thread) fail_race("reads what is written:", at + i, byte.writer);
+    byte.many_readers = byte.read == now && (byte.many_readers || byte.reader != thread);
+    byte.read = now;
+    byte.reader = thread;
+  }
+}
+
 struct Copy {
   unsigned char* to;
   const unsigned char* from;
@@ -117,6 +176,7 @@ void copy_async(Spot to, const void* from) {
   using namespace machine_on_host;
   check_aligned(to, kBytes, "an asynchronous copy to shared memory");
   check_aligned(from, kBytes, "an asynchronous copy from global memory");
+  check_write(to, kBytes);
   std::memset(to, 0xff, kBytes);
   copies().open.push_back({to, static_cast<const unsigned char*>(from), kBytes});
 }
@@ -125,6 +185,7 @@ template <int kBytes>
 void copy_or_clear(Spot to, const void* from, bool inside) {
   if (inside) return copy_async<kBytes>(to, from);
   machine_on_host::check_aligned(to, kBytes, "zeros in shared memory");
+  machine_on_host::check_write(to, kBytes);
   std::memset(to, 0, kBytes);
 }
 
@@ -139,6 +200,7 @@ void wait_for_copies() {
   auto& groups = machine_on_host::copies().groups;
   while (static_cast<int>(groups.size()) > kPending) {
     for (const auto& copy : groups.front()) {
+      machine_on_host::check_write(copy.to, static_cast<std::size_t>(copy.bytes));
       std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
     }
     groups.pop_front();
@@ -154,6 +216,7 @@ inline int uniform(int of_warp) { return of_warp; }
 template <typename T>
 T load_shared(Spot at) {
   machine_on_host::check_aligned(at, sizeof(T), "a load from shared memory");
+  machine_on_host::check_read(at, sizeof(T));
   T value;
   std::memcpy(&value, at, sizeof value);
   return value;
@@ -162,6 +225,7 @@ T load_shared(Spot at) {
 template <typename T>
 void store_shared(Spot at, T value) {
   machine_on_host::check_aligned(at, sizeof(T), "a store to shared memory");
+  machine_on_host::check_write(at, sizeof(T));
   std::memcpy(at, &value, sizeof value);
 }
 
@@ -216,7 +280,10 @@ void load_matrices(uint32_t* to, Spot row, const char* file = __builtin_FILE(), 
     const Row* row;
   };
   const int lane = host::detail::lane_index();
-  if (lane < 8 * N) machine_on_host::check_aligned(row, 16, "a row of a matrix");
+  if (lane < 8 * N) {
+    machine_on_host::check_aligned(row, 16, "a row of a matrix");
+    machine_on_host::check_read(row, 16);
+  }
   Given mine{{}, reinterpret_cast<const Row*>(row)};
   if (lane < 8 * N) mine.arrived = *mine.row;
   Given all[32];

@@ -12,7 +12,7 @@
 namespace involution {
 namespace {
 
-constexpr int kBatch = 2, kGroups = 2, kWidthOfGroup = 16, kChannels = kGroups * kWidthOfGroup;
+constexpr int kBatch = 2, kGroups = 3, kWidthOfGroup = 16, kChannels = kGroups * kWidthOfGroup;
 constexpr int kRows = 11, kColumns = 20, kPoints = 9;
 
 Problem problem() {
