@@ -23,14 +23,14 @@ MISTAKES = {
         "march.cuh",
         "wait_for_copies_but(m.stages - 2);",
         "wait_for_copies_but(m.stages - 1);",
-        "WRONG",
+        "a race",
     ),
     "no wait for the first step": ("launch_march.cuh", "  wait_for_copies<0>();\n", "", "WRONG"),
     "no barrier": (
         "march.cuh",
         "      wait_for_copies_but(m.stages - 2);\n      meet();\n",
         "      wait_for_copies_but(m.stages - 2);\n",
-        "divergent barrier",
+        "a race",
     ),
     "no zeros outside": (
         "march.cuh",
@@ -48,7 +48,7 @@ MISTAKES = {
         "march.cuh",
         "if (source_at >= m.source.rows * m.source.row_pitch)",
         "if (source_at >= (m.source.rows - 1) * m.source.row_pitch)",
-        "WRONG",
+        "in front of shared memory",
     ),
     "a read behind the last unit": (
         "band_forward.cuh",
@@ -60,7 +60,7 @@ MISTAKES = {
         "march.cuh",
         "((step - 1) & 1) * m.result.next",
         "(step & 1) * m.result.next",
-        "WRONG",
+        "a race",
     ),
 }
 

@@ -3,15 +3,11 @@
 // Along one row of the kernel, the results of 8 neighbouring positions n are a product of source columns j
 // and a banded matrix,
 //
-//   D[channel][n] += A[channel][j] * B[j][n],   B[j][n] = w[tap(j, n)] of the position that j or n stands
-//   for,
+//   D[channel][n] += A[channel][j] * B[j][n],   B[j][n] = w[tap(j, n)] of a position,
 //
-//   involution   tap = j - phase - S*n of position n                          S = 1: 16 columns, S = 2: 24
-//   transpose    tap = r + S*(phase + n + reach + carry - j) of position j    16 columns, for each residue e
-//   of
-//                                                                             the result's columns by S; r
-//                                                                             and carry follow from e and the
-//                                                                             padding
+//   involution   position n, tap = j - phase - S*n; 16 columns with S = 1, 24 with S = 2
+//   transpose    position j, tap = r + S*(phase + n + reach + carry - j); 16 columns, for each residue e of
+//                the result's columns by S. r and carry follow from e and the padding
 //
 // A is 16 channels, 8 or 16 columns a fragment, by ldmatrix from rows of the source in either format. Of B a
 // lane of mma holds the pairs of columns 2t, 2t+1 (+8, +16) for n = lane / 4. The taps of one n fill at most

@@ -1,10 +1,9 @@
 // The transposed involution of float32: x[c, q] = sum_k w[k, o] * y[c, o], q = o*stride - padding + k.
 //
-// The march goes down the rows of y and w, so that each is brought once. At row o the rows q = o*stride -
-// padding
-// + kh of x take kernel row kh, each another one. A set of threads for each of them owns every KH-th row: its
-// sums stay in registers until its last kernel row, leave, and the set goes on with the row KH further down.
-// No sums are shared. A thread owns 7*S neighbouring columns and 4 channels.
+// The march goes down the rows of y and w, so that each is brought once. At row o of y the row
+// q = o*stride - padding + kh of x takes kernel row kh, for every kh. A set of threads for each kh owns every
+// KH-th row q: its sums stay in registers until its last kernel row, leave, and the set goes on with the row
+// KH further down. No sums are shared. A thread owns 7*S neighbouring columns and 4 channels.
 //
 // With S = 1 a row of the kernel is summed by itself before it is added, which halves the error of a sum
 // of 49.

@@ -1,5 +1,5 @@
-// The shapes of blocks that were the fastest of many on an H100 (benchmarks.tune): RedNet's maps at batch 32, its
-// stem, and a detector's map. make_plan takes the nearest.
+// The shapes of blocks that were the fastest of many on an H100 (benchmarks.tune): RedNet's maps at batch 32,
+// its stem, and a detector's map. make_plan takes the nearest.
 #pragma once
 
 #include "plan.h"

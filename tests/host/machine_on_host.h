@@ -2,8 +2,8 @@
 // exchanged between its fibers.
 //
 // What a thread copies asynchronously is a NaN until it has waited; every access is checked for the alignment
-// that the instruction needs; and no byte of shared memory may be written by one thread and touched by another
-// without a barrier of the block between them, in whatever order the threads take turns.
+// that the instruction needs; and no byte of shared memory may be written by one thread and touched by
+// another without a barrier of the block between them, in whatever order the threads take turns.
 #pragma once
 
 #include <algorithm>
@@ -21,8 +21,7 @@
 
 namespace involution {
 
-// ---- half types
-// --------------------------------------------------------------------------------------------
+// ---- half types -------------------------------------------------------------------------------------------
 
 inline uint32_t float_bits(float value) {
   uint32_t bits;
@@ -75,8 +74,7 @@ inline void narrow(float value, Float16* out) {
   }
 }
 
-// ---- shared memory and copies
-// ------------------------------------------------------------------------------
+// ---- shared memory and copies -----------------------------------------------------------------------------
 
 using Spot = unsigned char*;
 
@@ -108,7 +106,8 @@ extern "C" void __sanitizer_print_stack_trace();
 #endif
 
 [[noreturn]] inline void fail_race(const char* what, const unsigned char* at, int other) {
-  std::fprintf(stderr, "machine on the host: a race: thread %u %s byte %td of shared memory, and so did thread %d\n",
+  std::fprintf(stderr,
+               "machine on the host: a race: thread %u %s byte %td of shared memory, and so did thread %d\n",
                threadIdx.x, what, at - host::shared_memory(), other);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_print_stack_trace();
@@ -119,6 +118,11 @@ extern "C" void __sanitizer_print_stack_trace();
 
 inline Touch* touches(const unsigned char* at, std::size_t bytes) {
   static std::vector<Touch> shared;
+  if (at < host::shared_memory()) {
+    std::fprintf(stderr, "machine on the host: thread %u is in front of shared memory\n", threadIdx.x);
+    std::fflush(stderr);
+    std::_Exit(host::kCheckFailedExitCode);
+  }
   const auto first = static_cast<std::size_t>(at - host::shared_memory());
   if (shared.size() < first + bytes) shared.resize(first + bytes);
   return &shared[first];
@@ -145,7 +149,8 @@ inline void check_read(const unsigned char* at, std::size_t bytes) {
   Touch* const touch = touches(at, bytes);
   for (std::size_t i = 0; i < bytes; ++i) {
     Touch& byte = touch[i];
-    if (byte.written == now && byte.writer != thread) fail_race("reads what is written:", at + i, byte.writer);
+    if (byte.written == now && byte.writer != thread)
+      fail_race("reads what is written:", at + i, byte.writer);
     byte.many_readers = byte.read == now && (byte.many_readers || byte.reader != thread);
     byte.read = now;
     byte.reader = thread;
@@ -229,8 +234,7 @@ void store_shared(Spot at, T value) {
   std::memcpy(at, &value, sizeof value);
 }
 
-// ---- tensor cores
-// ------------------------------------------------------------------------------------------
+// ---- tensor cores -----------------------------------------------------------------------------------------
 
 namespace machine_on_host {
 
