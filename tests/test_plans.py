@@ -105,6 +105,17 @@ def test_plans_scale_with_the_machine(program: Path, operation: str, element_siz
             assert small["shared_bytes"] <= kib * 1024
 
 
+def test_packs_are_halved_for_idle_multiprocessors_alone(program: Path) -> None:
+    """128 blocks stay where all but four multiprocessors have one, and not where half have none."""
+
+    def blocks_and_channels(multiprocessors: int) -> tuple[int, int]:
+        _, found = plan(program, "involution", 2, True, 32, 512, 7, multiprocessors=multiprocessors)
+        return found["blocks"], found["channels"]
+
+    assert blocks_and_channels(132) == (128, 128)
+    assert blocks_and_channels(264) == (256, 64)
+
+
 def test_a_number_can_be_forced(program: Path) -> None:
     arguments = (program, "involution", 2, True, 32, 64, 56)
     _, own = plan(*arguments)
