@@ -206,13 +206,19 @@ def _bind_plain(operation: str, case: Case) -> Binding:
     return bind
 
 
-def _why_not_plain(
-    operation: str, case: Case, layout: str, dtype: torch.dtype, device: torch.device
-) -> str | None:
+def _why_not_contiguous_on_cuda(layout: str, device: torch.device) -> str | None:
     if device.type != "cuda":
         return "it is a CUDA kernel"
     if layout != "contiguous":
         return "it reads contiguous tensors only"
+    return None
+
+
+def _why_not_plain(
+    operation: str, case: Case, layout: str, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    if why := _why_not_contiguous_on_cuda(layout, device):
+        return why
     if case.axes == 3:
         return "the published design has two dimensions"
     if case.axes == 1 and case.strides != 1:
@@ -242,10 +248,8 @@ def _bind_official(operation: str, case: Case) -> Binding:
 def _why_not_official(
     operation: str, case: Case, layout: str, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    if device.type != "cuda":
-        return "it is a CUDA kernel"
-    if layout != "contiguous":
-        return "it reads contiguous tensors only"
+    if why := _why_not_contiguous_on_cuda(layout, device):
+        return why
     if case.axes != 2:
         return f"the published kernels have two dimensions, not {case.axes}"
     return official_kernel.why_not(_official_problem(case), dtype)
