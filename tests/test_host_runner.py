@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 GEOMETRY = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 2}
-X_SHAPE = (2, 4, 9, 11)
+X_SHAPE = (2, 16, 9, 11)  # 8 channels a group, which every dtype but float64 has a marching kernel for
 W_SHAPE = (2, 2, 3, 3, 9, 11)
 
 
@@ -40,18 +40,18 @@ def test_values_make_the_journey(runner: HostRunner, dtype: torch.dtype, force_g
 
 
 def test_strides_and_offsets_make_the_journey(runner: HostRunner) -> None:
-    x = torch.randn(2, 9, 13, 7).permute(0, 3, 1, 2)[:, 1:5, :, 2:]
-    out = torch.empty(2, 9, 4, 30)[..., 3:25:2].permute(0, 2, 1, 3)
+    x = torch.randn(2, 9, 13, 19).permute(0, 3, 1, 2)[:, 1:17, :, 2:]
+    out = torch.empty(2, 9, 16, 30)[..., 3:25:2].permute(0, 2, 1, 3)
     copies_x(runner, x, out)
-    copies_x(runner, torch.randn(4, 1, 1).expand(X_SHAPE), out)
+    copies_x(runner, torch.randn(16, 1, 1).expand(X_SHAPE), out)
 
 
 def test_plan_is_told(runner: HostRunner) -> None:
     x, w = torch.randn(X_SHAPE), torch.randn(W_SHAPE)
     _, plan = runner.run("involution", x, w, torch.empty_like(x), **GEOMETRY)
-    assert "threads" in plan
+    assert plan.startswith("fma "), plan
     _, plan = runner.run("involution", x, w, torch.empty_like(x), **GEOMETRY, force_generic=True)
-    assert "generic" in plan
+    assert plan.startswith("generic"), plan
 
 
 @pytest.mark.parametrize("operand", ["a", "b"])
