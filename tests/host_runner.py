@@ -19,6 +19,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 REQUEST_MAGIC = 0x696E766F6C757431
 REPLY_MAGIC = 0x726573756C740031
 REQUEST = struct.Struct("=53q")  # struct Request and struct Reply of tests/host/protocol.h
+FUSED_REQUEST = struct.Struct("=24q")  # struct FusedRequest of tests/host/fused_runner.cpp
 REPLY = struct.Struct("=4q")
 POISON = 0xFF  # all bytes 0xFF are a NaN in every dtype
 
@@ -51,8 +52,8 @@ class HostRunner:
 
     def _build(self) -> Path:
         kernels = host_build.ROOT / "csrc" / "cuda"
-        sources = [host_build.HOST / "runner.cpp", kernels / "plan.cpp", *sorted(kernels.glob("*.cu"))]
-        return host_build.build("runner", sources)
+        instances = (path for path in sorted(kernels.glob("*.cu")) if not path.stem.endswith("_fused"))
+        return host_build.build("runner", [host_build.HOST / "runner.cpp", kernels / "plan.cpp", *instances])
 
     def __enter__(self) -> "HostRunner":
         return self
@@ -180,6 +181,56 @@ class HostRunner:
                 raise EOFError
             data += piece
         return bytes(data)
+
+
+class FusedRunner(HostRunner):
+    """Executes the kernels of the fused involution layer."""
+
+    def _build(self) -> Path:
+        kernels = host_build.ROOT / "csrc" / "cuda"
+        sources = [host_build.HOST / "fused_runner.cpp", kernels / "fused_plan.cpp"]
+        return host_build.build("fused_runner", [*sources, *sorted(kernels.glob("kernels_*_fused.cu"))])
+
+    def run_fused(
+        self,
+        x: torch.Tensor,
+        features: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int | None = None,
+        scale: torch.Tensor | None = None,
+        shift: torch.Tensor | None = None,
+        relu: bool = False,
+        limits: DeviceLimits | None = None,
+        seed: int = 0,
+    ) -> tuple[torch.Tensor, str]:
+        """Returns y and the plan, as text; y is all NaN where the plan says why there is none.
+
+        x (B, H, W, C), features (B, H, W, R) and y have their channels last. By default a group has 16 channels.
+        """
+        batch, height, width, channels = x.shape
+        if groups is None:
+            groups = channels // 16
+        y = torch.empty_like(x)
+        operands = (x, features, weight, bias, scale, shift, y)
+        request = FUSED_REQUEST.pack(
+            REQUEST_MAGIC,
+            DTYPES.index(x.dtype),
+            seed,
+            relu,
+            *_limits(limits or DeviceLimits()),
+            *(batch, channels, channels // groups, features.shape[-1], height, width),
+            *(kernel_size, kernel_size, stride, stride),
+            *(0 if tensor is None else _span(tensor) for tensor in operands),
+        )
+        data = b"".join(_pack(tensor) for tensor in operands[:-1] if tensor is not None)
+        status, plan, memory = self._exchange(request + data)
+        if status != 0:
+            raise KernelError(f"the launch returned cudaError_t {status}; plan: {plan}")
+        return _unpack(memory, y), plan
 
 
 class CpuRunner(HostRunner):

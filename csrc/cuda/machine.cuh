@@ -161,6 +161,13 @@ __device__ __forceinline__ void store_shared(Spot at, float4 v) {
                : "memory");
 }
 
+__device__ __forceinline__ void store_shared(Spot at, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
 // N = 2 or 4 matrices of 8x8 16-bit elements from shared memory. Lane 8*i + r gives the address of row r of
 // matrix i, a multiple of 16 bytes; with N = 2 the addresses of lanes 16 to 31 are not used.
 template <int N, bool kTransposed>
@@ -187,6 +194,23 @@ __device__ __forceinline__ void load_matrices(uint32_t* to, Spot row) {
                  : "r"(row)
                  : "memory");
   }
+}
+
+// The opposite of load_matrices<4, false>.
+__device__ __forceinline__ void store_matrices(Spot row, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(row), "r"(m0), "r"(m1), "r"(m2), "r"(m3)
+               : "memory");
+#else
+  const uint32_t matrices[4] = {m0, m1, m2, m3};
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    store_shared(__shfl_sync(0xffffffffu, row, 8 * i + lane / 4) + lane % 4 * 4, matrices[i]);
+  }
+#endif
 }
 
 // The matrix whose rows the lanes hold, two elements each, with rows and columns exchanged.
@@ -224,6 +248,31 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
+// c += A (16 x 32) * B (32 x 8), where of each four neighbours in a row of A two are zeros. Register i of A
+// holds the other two, for row l/4 + 8*(i%2), of columns 16*(i/2) + 4*(l%4) to +3; `places` where these are,
+// two bits for each, in the four bits 4*k for columns 4*k to 4*k + 3: in the low half for row l/4, in the
+// high half for row l/4 + 8, and the same of columns 0-15 and 16-31.
+#if CUDART_VERSION >= 12050  // the word is older than the compilers that know it
+#define INVOLUTION_MMA_SPARSE "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col."
+#else
+#define INVOLUTION_MMA_SPARSE "mma.sp.sync.aligned.m16n8k32.row.col."
+#endif
+__device__ __forceinline__ void multiply_add_sparse(float (&c)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[4], uint32_t places, Float16) {
+  asm(INVOLUTION_MMA_SPARSE
+      "f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, 0x0;"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(places));
+}
+__device__ __forceinline__ void multiply_add_sparse(float (&c)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[4], uint32_t places, BFloat16) {
+  asm(INVOLUTION_MMA_SPARSE
+      "f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, 0x0;"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(places));
+}
+#undef INVOLUTION_MMA_SPARSE
+
 // Two float32 rounded to the nearest, the first in the low half.
 __device__ __forceinline__ uint32_t pack(float low, float high, Float16) {
   uint32_t out;
@@ -233,6 +282,18 @@ __device__ __forceinline__ uint32_t pack(float low, float high, Float16) {
 __device__ __forceinline__ uint32_t pack(float low, float high, BFloat16) {
   uint32_t out;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+
+// The same, with zeros for negative values.
+__device__ __forceinline__ uint32_t pack_positive(float low, float high, Float16) {
+  uint32_t out;
+  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+__device__ __forceinline__ uint32_t pack_positive(float low, float high, BFloat16) {
+  uint32_t out;
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
   return out;
 }
 

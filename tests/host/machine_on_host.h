@@ -3,7 +3,8 @@
 //
 // What a thread copies asynchronously is a NaN until it has waited; every access is checked for the alignment
 // that the instruction needs; and no byte of shared memory may be written by one thread and touched by
-// another without a barrier of the block between them, in whatever order the threads take turns.
+// another without a barrier of the block, or of the warp that both belong to, between them, in whatever order
+// the threads take turns.
 #pragma once
 
 #include <algorithm>
@@ -92,13 +93,35 @@ inline void check_aligned(const void* address, std::size_t bytes, const char* wh
   if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) fail(what);
 }
 
-// Who touched a byte of shared memory since the last barrier, or before.
+// Who touched a byte of shared memory, and when: block barriers are counted in phases, those of a warp in
+// turns.
+struct Access {
+  std::uint64_t phase = 0;
+  std::uint32_t turn = 0;
+  std::uint16_t thread = 0;
+  bool many_threads = false;
+  bool many_warps = false;
+
+  // Whether the running thread may touch what this access touched.
+  bool is_over() const {
+    if (phase != host::detail::phase || (!many_threads && thread == threadIdx.x)) return true;
+    return !many_warps && thread / 32 == threadIdx.x / 32 && turn < host::detail::warp_turn();
+  }
+
+  void note() {
+    const bool same_phase = phase == host::detail::phase;
+    const bool same_turn = same_phase && thread / 32 == threadIdx.x / 32 && turn == host::detail::warp_turn();
+    many_warps = same_phase && (many_warps || thread / 32 != threadIdx.x / 32);
+    many_threads = many_warps || (same_turn && (many_threads || thread != threadIdx.x));
+    phase = host::detail::phase;
+    turn = host::detail::warp_turn();
+    thread = static_cast<std::uint16_t>(threadIdx.x);
+  }
+};
+
 struct Touch {
-  std::uint64_t written = 0;  // phases
-  std::uint64_t read = 0;
-  std::uint16_t writer = 0;
-  std::uint16_t reader = 0;
-  bool many_readers = false;
+  Access written;
+  Access read;
 };
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -129,31 +152,19 @@ inline Touch* touches(const unsigned char* at, std::size_t bytes) {
 }
 
 inline void check_write(const unsigned char* at, std::size_t bytes) {
-  const auto thread = static_cast<std::uint16_t>(threadIdx.x);
-  const std::uint64_t now = host::detail::phase;
   Touch* const touch = touches(at, bytes);
   for (std::size_t i = 0; i < bytes; ++i) {
-    Touch& byte = touch[i];
-    if (byte.written == now && byte.writer != thread) fail_race("writes", at + i, byte.writer);
-    if (byte.read == now && (byte.many_readers || byte.reader != thread)) {
-      fail_race("writes what is read:", at + i, byte.reader);
-    }
-    byte.written = now;
-    byte.writer = thread;
+    if (!touch[i].written.is_over()) fail_race("writes", at + i, touch[i].written.thread);
+    if (!touch[i].read.is_over()) fail_race("writes what is read:", at + i, touch[i].read.thread);
+    touch[i].written.note();
   }
 }
 
 inline void check_read(const unsigned char* at, std::size_t bytes) {
-  const auto thread = static_cast<std::uint16_t>(threadIdx.x);
-  const std::uint64_t now = host::detail::phase;
   Touch* const touch = touches(at, bytes);
   for (std::size_t i = 0; i < bytes; ++i) {
-    Touch& byte = touch[i];
-    if (byte.written == now && byte.writer != thread)
-      fail_race("reads what is written:", at + i, byte.writer);
-    byte.many_readers = byte.read == now && (byte.many_readers || byte.reader != thread);
-    byte.read = now;
-    byte.reader = thread;
+    if (!touch[i].written.is_over()) fail_race("reads what is written:", at + i, touch[i].written.thread);
+    touch[i].read.note();
   }
 }
 
@@ -304,6 +315,20 @@ void load_matrices(uint32_t* to, Spot row, const char* file = __builtin_FILE(), 
   }
 }
 
+inline void store_matrices(Spot row, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3,
+                           const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  struct Given {
+    Spot row;
+  };
+  machine_on_host::check_aligned(row, 16, "a row of a matrix");
+  const Given mine{row};
+  Given all[32];
+  host::detail::gather(machine_on_host::kAllLanes, &mine, sizeof mine, all, {file, line});
+  const int lane = host::detail::lane_index();
+  const uint32_t matrices[4] = {m0, m1, m2, m3};
+  for (int i = 0; i < 4; ++i) store_shared(all[8 * i + lane / 4].row + lane % 4 * 4, matrices[i]);
+}
+
 inline uint32_t transpose_matrix(uint32_t mine, const char* file = __builtin_FILE(),
                                  int line = __builtin_LINE()) {
   uint32_t all[32];
@@ -331,11 +356,48 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[2], uint32_t b, T, const ch
 }
 
 template <typename T>
+void multiply_add_sparse(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t places, T,
+                         const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  using machine_on_host::element_of;
+  struct Given {
+    uint32_t a[4];
+    uint32_t b[4];
+    uint32_t places;
+  };
+  Given mine;
+  std::copy(a, a + 4, mine.a);
+  std::copy(b, b + 4, mine.b);
+  mine.places = places;
+  Given all[32];
+  host::detail::gather(machine_on_host::kAllLanes, &mine, sizeof mine, all, {file, line});
+  const int lane = host::detail::lane_index();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8;
+    const int column = lane % 4 * 2 + i % 2;
+    for (int four = 0; four < 8; ++four) {
+      // Lane 0 of a quad tells the places of columns 0 to 15, lane 1 those of columns 16 to 31.
+      const uint32_t where = all[row % 8 * 4 + four / 4].places >> (row / 8 * 16 + four % 4 * 4) & 15;
+      if ((where & 3) >= where >> 2) machine_on_host::fail("places of a sparse product that do not ascend");
+      for (int j = 0; j < 2; ++j) {
+        const int k = 4 * four + static_cast<int>(where >> (2 * j) & 3);
+        c[i] += element_of<T>(all[row % 8 * 4 + four % 4].a[four / 4 * 2 + row / 8], j) *
+                element_of<T>(all[column * 4 + k % 8 / 2].b[k / 8], k % 2);
+      }
+    }
+  }
+}
+
+template <typename T>
 uint32_t pack(float low, float high, T) {
   T halves[2];
   narrow(low, &halves[0]);
   narrow(high, &halves[1]);
   return halves[0].bits | static_cast<uint32_t>(halves[1].bits) << 16;
+}
+
+template <typename T>
+uint32_t pack_positive(float low, float high, T) {
+  return pack(low < 0 ? 0.f : low, high < 0 ? 0.f : high, T{});
 }
 
 inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {

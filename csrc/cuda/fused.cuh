@@ -1,0 +1,436 @@
+// The involution layer of float16 and bfloat16 in one kernel: no position's kernel is ever in memory.
+// Channels are the innermost axis of all maps, 16 of them are a group, windows are K x K and centred, K = 3,
+// 5, 7.
+//
+//   k[p, g, kh, kw] = bias + sum_r weight[g*K*K + kh*K + kw, r] * features[p, r]   (rounded to T)
+//   y[p, c]         = sum_kh,kw k[p, c/16, kh, kw] * x[p + (kh, kw) - K/2, c]
+//
+// and then perhaps y*scale + shift, and negative values are zeros.
+//
+// A block owns a pack of groups, a strip of columns and a chunk of rows of one image and marches down by 4
+// rows a step. Rows of x and of the features come by asynchronous copies into rings, a step ahead; the
+// weights of the groups stay. A warp owns a tile of 4 rows and 8 columns and some of the groups. For each
+// group, and each row kh of the kernel:
+//
+//   1. k     D[16 positions x 8 taps] = features (16 x R, in registers for all groups and kernel rows) *
+//   weight^T
+//            + bias, which is one more column of the weight where the features have a one. A lane gets pairs
+//            of taps, and a pair has to begin at an even column of the band. Hence there are two tiles: E of
+//            the even positions times rows (w0 .. w6, 0) of the weight, O of the odd ones times (0, w0 ..
+//            w6). In shared memory both are 8 neighbouring rows of 0 w0 .. w6 0 w0 .. w6 0 ...
+//   2. band  Tap j - n of position n, in 16 columns j of x. Pair q = n/2 + e of the columns is pair e of the
+//            taps; lane t of a quad has pair t of the columns, or pair t + 4: one shuffle turns the pairs
+//            within the quad. Row i of E is even position i of one row of the tile and i - 1 of the next, row
+//            i of O odd position i and i + 1: one select of (E, O) gives one row of the tile, with position i
+//            at quad i, and the other select the next row with position i^1 at quad i, which the shuffle
+//            undoes.
+//   3. y     Of pairs t and t + 4 exactly one is taps, the other zeros. With columns in the order 0 1 8 9,
+//            2 3 10 11, 4 5 12 13, 6 7 14 15 the band has two zeros in every four, which is what sparse
+//            tensor cores want, at places that depend on the lane alone: the shuffled register is their
+//            operand A, and the order of columns is that of ldmatrix's addresses. The 16 rows of A are 8
+//            positions of rows 2P and 2P + 1 of the tile, its 32 columns rows 2u and 2u + 1 of x, u = P + j:
+//            taps kh = 2j, 2j + 1 of the upper and 2j - 1, 2j of the lower row.
+//
+// Warp instructions of 32 positions and a group, K = 7, R = 16: k 14 HMMA and 14 HMMA.1688 (bias), 11 LDSM;
+// band 28 F2FP, 28 SEL, 28 SHFL; y 16 HMMA.SP, 10 LDSM; results 8 F2FP, 2 STSM, 2 LDS, 2 STG: 6.8 a position.
+// Bytes of a position and group: x 32 * (1 + (K-1)/rows)(1 + 8/columns), features 2R/groups, y 32.
+//
+// Besides its taps a position multiplies some columns by zero, and makes NaN of a NaN or infinity there:
+// column +4 of an even and -4 of an odd position, and eight columns of the row below (even rows of a tile) or
+// above the kernel's.
+#pragma once
+
+#include "fused_plan.h"
+#include "scalar.cuh"
+
+namespace involution {
+
+// Rows of a map on their way into a ring in shared memory. A thread copies the same 16 bytes of every step-th
+// column of every kRows-th row.
+template <int kPieces, int kRows>
+class FusedRows {
+ public:
+  __device__ __forceinline__ FusedRows(const void* image, int channels, int first_channel, int first_row,
+                                       int first_column, int columns, int wanted, Spot ring, int ring_rows,
+                                       int pitch, int threads)
+      : piece(static_cast<int>(threadIdx.x) % kPieces),
+        image_(static_cast<const unsigned char*>(image)),
+        exists_(piece * 8 < channels - first_channel),
+        row_(static_cast<int>(threadIdx.x) / kPieces % kRows),
+        column_(static_cast<int>(threadIdx.x) / (kPieces * kRows)),
+        step_(threads / (kPieces * kRows)),
+        first_column_(first_column),
+        columns_(columns),
+        wanted_(wanted),
+        column_bytes_(static_cast<unsigned>(channels) * 2),
+        offset_(static_cast<unsigned>(first_channel + piece * 8) * 2),
+        ring_(ring),
+        ring_rows_(ring_rows),
+        pitch_(pitch),
+        next_(first_row) {}
+
+  // The next `rows` rows. `place(column)` is where in a row the thread's piece of it goes.
+  template <typename Place>
+  __device__ __forceinline__ void bring(int rows, int height, int width, const Place& place) {
+#pragma unroll 1
+    for (int r = row_; r < rows; r += kRows) {
+      const int row = next_ + r;
+      const bool inside = exists_ && static_cast<unsigned>(row) < static_cast<unsigned>(height);
+      int slot = slot_ + r;
+      if (slot >= ring_rows_) slot -= ring_rows_;
+      const Spot to = ring_ + slot * pitch_;
+      // Outside of the map the place wraps around, and nothing is read there.
+      unsigned from = (static_cast<unsigned>(row) * static_cast<unsigned>(width) +
+                       static_cast<unsigned>(first_column_ + column_)) *
+                          column_bytes_ +
+                      offset_;
+#pragma unroll 1
+      for (int column = column_; column < columns_; column += step_) {
+        copy_or_clear<16>(to + place(column), image_ + from,
+                          inside && column < wanted_ &&
+                              static_cast<unsigned>(first_column_ + column) < static_cast<unsigned>(width));
+        from += static_cast<unsigned>(step_) * column_bytes_;
+      }
+    }
+    next_ += rows;
+    slot_ += rows;
+    if (slot_ >= ring_rows_) slot_ -= ring_rows_;
+  }
+
+  const int piece;
+
+ private:
+  const unsigned char* const image_;
+  const bool exists_;
+  const int row_;
+  const int column_;
+  const int step_;
+  const int first_column_;
+  const int columns_;
+  const int wanted_;  // of these; the others are zeros
+  const unsigned column_bytes_;
+  const unsigned offset_;  // of the piece, in a column
+  const Spot ring_;
+  const int ring_rows_;
+  const int pitch_;
+  int next_;
+  int slot_ = 0;
+};
+
+// The constants of a kernel.
+template <int K, int kSteps>
+struct Fused {
+  static constexpr FusedBlock kBlock = fused_block(K, kSteps);
+  static constexpr FusedLayout kLayout = fused_layout(K, kSteps);
+  static constexpr int kWarpsOfTile = kBlock.groups / kBlock.warp_groups;
+  static constexpr int kPixelPieces = kBlock.groups * 2, kFeaturePieces = kSteps * 2;  // of 16 bytes
+  static constexpr int kFeatureRows = kFeaturePieces > 8 ? 2 : 4;  // that a warp copies at once
+  static constexpr int kUnits = (kFusedTileRows + K - 1) / 2;      // pairs of rows of x that a step meets
+  static_assert(kBlock.groups == 2 || kBlock.groups == 4, "columns of x are 64 or 128 bytes");
+  static_assert(!kBlock.held || kBlock.warp_groups == 1, "a warp holds the weights of one group");
+
+  // Where 16 bytes of column c lie in a row of x: the eight columns of a matrix, 0-3 and 8-11 or 4-7 and
+  // 12-15 of a window, are in different banks.
+  static __device__ __forceinline__ int pixel_place(int c, int bytes) {
+    const int key = kBlock.groups == 2 ? c / 2 % 2 + c / 8 % 2 * 2 : c % 4 + c / 8 % 2 * 4;
+    return c * kLayout.pixel + (bytes ^ key * 16);
+  }
+
+  // Row 8*kh + 1 + kw of a group's weight is tap (kh, kw), the others are zeros; -1 or the tap.
+  static __device__ __forceinline__ int tap_of(int row) {
+    return row % 8 == 0 || row % 8 > K ? -1 : row / 8 * K + row % 8 - 1;
+  }
+
+  // The weights of the block's groups, the biases behind each row, and the epilogue's factors.
+  template <typename T>
+  static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
+                                                       const T* bias, const float* scale, const float* shift,
+                                                       Spot weights, Spot factors) {
+    const int threads = static_cast<int>(blockDim.x);
+    constexpr int kRows = kBlock.groups * kLayout.weight_rows;
+#pragma unroll 1
+    for (int e = static_cast<int>(threadIdx.x); e < kRows * kFeaturePieces; e += threads) {
+      const int piece = e % kFeaturePieces, row = e / kFeaturePieces;
+      const int g = group + row / kLayout.weight_rows, tap = tap_of(row % kLayout.weight_rows);
+      const bool there = tap >= 0 && g < m.groups && piece * 8 < m.reduced;
+      const int64_t from = (static_cast<int64_t>(g) * (K * K) + tap) * m.reduced + piece * 8;
+      copy_or_clear<16>(weights + row * kLayout.feature + piece * 16, weight + from, there);
+    }
+    // Of eight more columns the first is for positions 0-7 of a product and the second for 8-15.
+#pragma unroll 1
+    for (int row = static_cast<int>(threadIdx.x); row < kRows; row += threads) {
+      const int g = group + row / kLayout.weight_rows, tap = tap_of(row % kLayout.weight_rows);
+      const bool there = bias != nullptr && tap >= 0 && g < m.groups;
+      const uint32_t value = there ? bias[static_cast<int64_t>(g) * (K * K) + tap].bits * 0x10001u : 0;
+      store_shared(weights + row * kLayout.feature + kSteps * 32, uint4{value, 0, 0, 0});
+    }
+    if (scale == nullptr) return;
+#pragma unroll 1
+    for (int c = static_cast<int>(threadIdx.x); c < kBlock.groups * kFusedGroupChannels; c += threads) {
+      const int channel = group * kFusedGroupChannels + c;
+      const bool there = channel < m.channels;
+      store_shared(factors + c * 4, there ? scale[channel] : 0.f);
+      store_shared(factors + (kBlock.groups * kFusedGroupChannels + c) * 4, there ? shift[channel] : 0.f);
+    }
+  }
+};
+
+// Makes the band of each row of the kernel, in registers: steps 1 and 2 above.
+template <typename T, int K, int kSteps>
+class FusedBand {
+  using F = Fused<K, kSteps>;
+
+ public:
+  __device__ __forceinline__ explicit FusedBand(int lane) {
+    const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
+    even_ = quad % 2 == 0;
+    const int pair = (t - quad / 2) & 3;  // of the taps, in the lane's register of the band
+    source_[0] = quad * 4 + pair;
+    source_[1] = (quad ^ 1) * 4 + pair;
+    // Matrices (E, channels 0-7), (E, 8-15), (O, 0-7), (O, 8-15); E's rows begin one further on.
+    rows_ = (i + (matrix < 2 ? 1 : 0)) * F::kLayout.feature + matrix % 2 * 16;
+    // Of (E, kh), (O, kh), (E, kh + 1), (O, kh + 1).
+    biases_ = (i + 1 - matrix % 2 + matrix / 2 * 8) * F::kLayout.feature + kSteps * 32;
+    ones_[0] = t == 0 ? one(T{}) : 0;
+    ones_[1] = t == 0 ? one(T{}) << 16 : 0;
+  }
+
+  // For a warp that holds the weights of its one group.
+  __device__ __forceinline__ void hold(Spot weights) {
+#pragma unroll
+    for (int kh = 0; kh < K; ++kh) {
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) load_row(held_[F::kBlock.held ? kh : 0][k], weights, kh, k);
+      if (kh % 2 == 0) load_biases(held_biases_[F::kBlock.held ? kh / 2 : 0], weights, kh);
+    }
+  }
+
+  // band[r]: the lane's pair of taps of row r of the tile. Rows are asked for in their order.
+  __device__ __forceinline__ void make(int kh, const uint32_t (&features)[2][kSteps][4], Spot weights,
+                                       uint32_t (&band)[kFusedTileRows]) {
+    if constexpr (!F::kBlock.held) {
+      if (kh % 2 == 0) load_biases(held_biases_[0], weights, kh);
+    }
+    const uint32_t (&biases)[4] = held_biases_[F::kBlock.held ? kh / 2 : 0];
+    float d[2][4] = {};
+    multiply_add(d[0], ones_, biases[kh % 2 * 2], T{});
+    multiply_add(d[1], ones_, biases[kh % 2 * 2 + 1], T{});
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t loaded[4];
+      if constexpr (!F::kBlock.held) load_row(loaded, weights, kh, k);
+      const uint32_t (&row)[4] = F::kBlock.held ? held_[F::kBlock.held ? kh : 0][k] : loaded;
+      multiply_add(d[0], features[0][k], row[0], row[1], T{});
+      multiply_add(d[1], features[1][k], row[2], row[3], T{});
+    }
+#pragma unroll
+    for (int r = 0; r < kFusedTileRows; r += 2) {
+      const uint32_t e = pack(d[0][r], d[0][r + 1], T{}), o = pack(d[1][r], d[1][r + 1], T{});
+      band[r] = __shfl_sync(0xffffffffu, even_ ? e : o, source_[0]);
+      band[r + 1] = __shfl_sync(0xffffffffu, even_ ? o : e, source_[1]);
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ uint32_t one(Float16) { return 0x3c00; }
+  static __device__ __forceinline__ uint32_t one(BFloat16) { return 0x3f80; }
+
+  __device__ __forceinline__ void load_row(uint32_t (&to)[4], Spot weights, int kh, int k) const {
+    load_matrices<4, false>(to, weights + rows_ + kh * 8 * F::kLayout.feature + k * 32);
+  }
+
+  __device__ __forceinline__ void load_biases(uint32_t (&to)[4], Spot weights, int kh) const {
+    const Spot at = weights + biases_ + kh * 8 * F::kLayout.feature;
+    if (kh + 1 < K) {
+      load_matrices<4, false>(to, at);
+    } else {
+      load_matrices<2, false>(to, at);
+    }
+  }
+
+  bool even_;
+  int source_[2];
+  int rows_;
+  int biases_;
+  uint32_t ones_[2];
+  uint32_t held_[F::kBlock.held ? K : 1][kSteps][4];
+  uint32_t held_biases_[F::kBlock.held ? (K + 1) / 2 : 1][4];  // of kernel rows kh and kh + 1, kh even
+};
+
+template <typename T, int K, int kSteps>
+__global__ void __launch_bounds__(fused_block(K, kSteps).most_threads, fused_block(K, kSteps).residents)
+    fused_kernel(const __grid_constant__ FusedMarch m, const T* __restrict__ x,
+                 const T* __restrict__ features, const T* __restrict__ weight, const T* __restrict__ bias,
+                 const float* __restrict__ scale, const float* __restrict__ shift, T* __restrict__ y) {
+  using F = Fused<K, kSteps>;
+  constexpr int kGroups = F::kBlock.groups, kPairs = kFusedTileRows / 2;
+  const int threads = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
+  const int tile = warp / F::kWarpsOfTile, sub = (warp - tile * F::kWarpsOfTile) * F::kBlock.warp_groups;
+  const int columns = m.runs * kFusedTileColumns, position = tile * kFusedTileColumns;
+  unsigned block = blockIdx.x;
+  const int group = static_cast<int>(block % static_cast<unsigned>(m.packs)) * kGroups;
+  block /= static_cast<unsigned>(m.packs);
+  const int first_column = static_cast<int>(block % static_cast<unsigned>(m.strips)) * columns;
+  block /= static_cast<unsigned>(m.strips);
+  const int first_row = static_cast<int>(block % static_cast<unsigned>(m.chunks)) * m.chunk_rows;
+  const int64_t image = static_cast<int64_t>(block / static_cast<unsigned>(m.chunks)) * m.height * m.width;
+  const int end_row = first_row + m.chunk_rows < m.height ? first_row + m.chunk_rows : m.height;
+  const int steps = (end_row - first_row + kFusedTileRows - 1) / kFusedTileRows;
+
+  const Spot pixels = shared_memory();
+  const Spot weights = pixels + F::kLayout.ring * m.pixel_row;
+  const Spot factors = weights + kGroups * F::kLayout.group_weight;
+  const Spot all_results = factors + kGroups * 2 * kFusedGroupChannels * 4;
+  const Spot reduced = all_results + m.runs * F::kWarpsOfTile * F::kLayout.result;
+  const Spot results = all_results + warp * F::kLayout.result;
+
+  FusedRows<F::kPixelPieces, 4> pixel_rows(x + image * m.channels, m.channels, group * kFusedGroupChannels,
+                                           first_row - K / 2, first_column - K / 2, columns + 8,
+                                           columns + K - 1, pixels, F::kLayout.ring, m.pixel_row, threads);
+  const auto bring_pixels = [&](int rows) {
+    pixel_rows.bring(rows, m.height, m.width,
+                     [&](int column) { return F::pixel_place(column, pixel_rows.piece * 16); });
+  };
+  FusedRows<F::kFeaturePieces, F::kFeatureRows> feature_rows(
+      features + image * m.reduced, m.reduced, 0, first_row, first_column, columns, columns, reduced,
+      2 * kFusedTileRows, m.feature_row, threads);
+  const auto bring_features = [&] {
+    feature_rows.bring(kFusedTileRows, m.height, m.width,
+                       [&](int column) { return column * F::kLayout.feature + feature_rows.piece * 16; });
+  };
+  F::bring_weights(m, group, weight, bias, scale, shift, weights, factors);
+  bring_features();
+  bring_pixels(kFusedTileRows + K - 1);
+  commit_copies();
+
+  // ---- what a lane has to do with ----
+  const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
+  FusedBand<T, K, kSteps> band_of(lane);
+  uint32_t places = 0;  // of the taps of position `quad`: the first two of four columns, or the last two
+#pragma unroll
+  for (int k = 0; k < 4; ++k) places |= (k >= quad / 2 ? 0x40004u : 0xe000eu) << 4 * k;
+  // Rows of E and of O: matrices (positions 0-7, channels 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15).
+  const auto feature_lane = [&](int odd) {
+    const int row = matrix % 2 * 2 + ((i & 1) ^ odd), column = position + (i & ~1) + odd;
+    return row * m.feature_row + column * F::kLayout.feature + matrix / 2 * 16;
+  };
+  const int lane_of_e = feature_lane(0), lane_of_o = feature_lane(1);
+  // Of x: eight channels of columns k of matrices (row 2u, k 0-7), (2u, 8-15), (2u + 1, 0-7), (2u + 1, 8-15).
+  const int k_of_lane = matrix % 2 * 8 + i;
+  const int pixel_lane =
+      F::pixel_place(position + k_of_lane / 4 * 2 + k_of_lane % 2 + k_of_lane / 2 % 2 * 8, 0) +
+      matrix / 2 * m.pixel_row;
+  // Results: 16 positions (8 of two rows) x 32 bytes, whose halves are swapped for every other four
+  // positions.
+  const int result_to = (matrix / 2 * 8 + i) * 32 + ((matrix ^ i >> 2) & 1) * 16;
+  const int result_from = lane / 2 * 32 + ((lane ^ lane >> 3) & 1) * 16;
+  const int column = first_column + position + lane / 2 % 8;
+  int row = first_row + lane / 16;
+  const unsigned to_next_row = static_cast<unsigned>(m.width) * static_cast<unsigned>(m.channels);
+  unsigned to = static_cast<unsigned>(row) * to_next_row + static_cast<unsigned>(column * m.channels) +
+                static_cast<unsigned>((group + sub) * kFusedGroupChannels + lane % 2 * 8);
+  y += image * m.channels;
+
+  int first_unit = 0, slot = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies<0>();
+    meet();
+    if constexpr (F::kBlock.held) {
+      if (step == 0) band_of.hold(weights + sub * F::kLayout.group_weight);
+    }
+    if (step + 1 < steps) {
+      bring_features();
+      bring_pixels(kFusedTileRows);
+    }
+    commit_copies();
+
+    uint32_t of_tile[2][kSteps][4];
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      load_matrices<4, false>(of_tile[0][k], reduced + slot + lane_of_e + k * 32);
+      load_matrices<4, false>(of_tile[1][k], reduced + slot + lane_of_o + k * 32);
+    }
+    slot = kFusedTileRows * m.feature_row - slot;
+    int unit_rows[F::kUnits];
+#pragma unroll
+    for (int u = 0; u < F::kUnits; ++u) {
+      const int unit =
+          first_unit + u < F::kLayout.ring / 2 ? first_unit + u : first_unit + u - F::kLayout.ring / 2;
+      unit_rows[u] = unit * 2 * m.pixel_row;
+    }
+    first_unit += kPairs;
+    if (first_unit >= F::kLayout.ring / 2) first_unit -= F::kLayout.ring / 2;
+
+#pragma unroll 1
+    for (int g = 0; g < F::kBlock.warp_groups; ++g) {
+      if (group + sub + g >= m.groups) break;
+      const int pixel_now = pixel_lane ^ (sub + g) * 32;
+      const Spot group_weights = weights + (sub + g) * F::kLayout.group_weight;
+
+      // Of rows 2P and 2P + 1: [channels 0-7, 8-15][(2P: channels 2t, 2t+1), (2P + 1: ...)] of position
+      // `quad`.
+      float sums[kPairs][2][4] = {};
+      uint32_t source[kPairs + 1][2][4], before[kPairs] = {};  // taps kh = 2j - 1 of the lower rows
+      const auto fetch = [&](int u) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          load_matrices<4, true>(source[u % (kPairs + 1)][c], pixels + unit_rows[u] + (pixel_now ^ c * 16));
+        }
+      };
+#pragma unroll
+      for (int u = 0; u < kPairs; ++u) fetch(u);
+#pragma unroll
+      for (int j = 0; j < (K + 1) / 2; ++j) {
+        uint32_t band[2][kFusedTileRows] = {};
+        band_of.make(2 * j, of_tile, group_weights, band[0]);
+        if (j < K / 2) {
+          band_of.make(2 * j + 1, of_tile, group_weights, band[1]);
+          fetch(j + kPairs);
+        }
+#pragma unroll
+        for (int p = 0; p < kPairs; ++p) {
+          const uint32_t taps[4] = {band[0][2 * p], before[p], band[1][2 * p], band[0][2 * p + 1]};
+          before[p] = band[1][2 * p + 1];
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            multiply_add_sparse(sums[p][c], taps, source[(p + j) % (kPairs + 1)][c], places, T{});
+          }
+        }
+      }
+
+      const auto rounded = [&](float low, float high, int octet) {
+        if (scale != nullptr) {
+          constexpr int kToShift = kGroups * kFusedGroupChannels * 4;
+          const Spot of_channel = factors + ((sub + g) * kFusedGroupChannels + octet * 8 + 2 * t) * 4;
+          low = low * load_shared<float>(of_channel) + load_shared<float>(of_channel + kToShift);
+          high = high * load_shared<float>(of_channel + 4) + load_shared<float>(of_channel + kToShift + 4);
+        }
+        return m.relu != 0 ? pack_positive(low, high, T{}) : pack(low, high, T{});
+      };
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) {
+        const float (&v)[2][4] = sums[p];
+        store_matrices(results + p * 512 + result_to, rounded(v[0][0], v[0][1], 0),
+                       rounded(v[1][0], v[1][1], 1), rounded(v[0][2], v[0][3], 0),
+                       rounded(v[1][2], v[1][3], 1));
+      }
+      __syncwarp();
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) {
+        if (column < m.width && row + 2 * p < end_row) {
+          *reinterpret_cast<uint4*>(y + to + static_cast<unsigned>(2 * p) * to_next_row +
+                                    static_cast<unsigned>(g * kFusedGroupChannels)) =
+              load_shared<uint4>(results + p * 512 + result_from);
+        }
+      }
+      __syncwarp();
+    }
+    row += kFusedTileRows;
+    to += kFusedTileRows * to_next_row;
+  }
+  wait_for_copies<0>();  // nothing is left to come
+}
+
+}  // namespace involution
