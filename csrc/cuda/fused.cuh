@@ -50,9 +50,10 @@ namespace involution {
 template <int kPieces, int kRows>
 class FusedRows {
  public:
-  __device__ __forceinline__ FusedRows(const void* image, int channels, int first_channel, int first_row,
-                                       int first_column, int columns, int wanted, Spot ring, int ring_rows,
-                                       int pitch, int threads)
+  // `columns` from `first_column` on, of which the first `wanted` are those of the map and the others zeros.
+  __device__ __forceinline__ FusedRows(const void* image, int channels, int first_channel, int first_column,
+                                       int columns, int wanted, Spot ring, int ring_rows, int pitch,
+                                       int threads)
       : piece(static_cast<int>(threadIdx.x) % kPieces),
         image_(static_cast<const unsigned char*>(image)),
         exists_(piece * 8 < channels - first_channel),
@@ -66,19 +67,20 @@ class FusedRows {
         offset_(static_cast<unsigned>(first_channel + piece * 8) * 2),
         ring_(ring),
         ring_rows_(ring_rows),
-        pitch_(pitch),
-        next_(first_row) {}
+        pitch_(pitch) {}
 
-  // The next `rows` rows. `place(column)` is where in a row the thread's piece of it goes.
+  // `rows` rows from `first` on, the first of them to row `slot` of the ring. `place(column)` is where in a
+  // row the thread's piece of it goes.
   template <typename Place>
-  __device__ __forceinline__ void bring(int rows, int height, int width, const Place& place) {
+  __device__ __forceinline__ void bring(int first, int rows, int slot, int height, int width,
+                                        const Place& place) const {
+    if (slot >= ring_rows_) slot -= ring_rows_;
 #pragma unroll 1
     for (int r = row_; r < rows; r += kRows) {
-      const int row = next_ + r;
+      const int row = first + r;
       const bool inside = exists_ && static_cast<unsigned>(row) < static_cast<unsigned>(height);
-      int slot = slot_ + r;
-      if (slot >= ring_rows_) slot -= ring_rows_;
-      const Spot to = ring_ + slot * pitch_;
+      const int at = slot + r < ring_rows_ ? slot + r : slot + r - ring_rows_;
+      const Spot to = ring_ + at * pitch_;
       // Outside of the map the place wraps around, and nothing is read there.
       unsigned from = (static_cast<unsigned>(row) * static_cast<unsigned>(width) +
                        static_cast<unsigned>(first_column_ + column_)) *
@@ -92,9 +94,6 @@ class FusedRows {
         from += static_cast<unsigned>(step_) * column_bytes_;
       }
     }
-    next_ += rows;
-    slot_ += rows;
-    if (slot_ >= ring_rows_) slot_ -= ring_rows_;
   }
 
   const int piece;
@@ -107,14 +106,12 @@ class FusedRows {
   const int step_;
   const int first_column_;
   const int columns_;
-  const int wanted_;  // of these; the others are zeros
+  const int wanted_;
   const unsigned column_bytes_;
   const unsigned offset_;  // of the piece, in a column
   const Spot ring_;
   const int ring_rows_;
   const int pitch_;
-  int next_;
-  int slot_ = 0;
 };
 
 // The constants of a kernel.
@@ -285,24 +282,24 @@ __global__ void __launch_bounds__(fused_block(K, kSteps).most_threads, fused_blo
   const Spot reduced = all_results + m.runs * F::kWarpsOfTile * F::kLayout.result;
   const Spot results = all_results + warp * F::kLayout.result;
 
-  FusedRows<F::kPixelPieces, 4> pixel_rows(x + image * m.channels, m.channels, group * kFusedGroupChannels,
-                                           first_row - K / 2, first_column - K / 2, columns + 8,
-                                           columns + K - 1, pixels, F::kLayout.ring, m.pixel_row, threads);
-  const auto bring_pixels = [&](int rows) {
-    pixel_rows.bring(rows, m.height, m.width,
-                     [&](int column) { return F::pixel_place(column, pixel_rows.piece * 16); });
-  };
-  FusedRows<F::kFeaturePieces, F::kFeatureRows> feature_rows(
-      features + image * m.reduced, m.reduced, 0, first_row, first_column, columns, columns, reduced,
-      2 * kFusedTileRows, m.feature_row, threads);
-  const auto bring_features = [&] {
-    feature_rows.bring(kFusedTileRows, m.height, m.width,
+  const FusedRows<F::kPixelPieces, 4> pixel_rows(
+      x + image * m.channels, m.channels, group * kFusedGroupChannels, first_column - K / 2, columns + 8,
+      columns + K - 1, pixels, F::kLayout.ring, m.pixel_row, threads);
+  const FusedRows<F::kFeaturePieces, F::kFeatureRows> feature_rows(
+      features + image * m.reduced, m.reduced, 0, first_column, columns, columns, reduced, 2 * kFusedTileRows,
+      m.feature_row, threads);
+  // Of the step whose first row is `row` and meets rows of x from `slot` of the ring on: what it does not
+  // share with the step before.
+  const auto bring = [&](int row, int slot, int feature_slot, bool first) {
+    feature_rows.bring(row, kFusedTileRows, feature_slot, m.height, m.width,
                        [&](int column) { return column * F::kLayout.feature + feature_rows.piece * 16; });
+    const int shared = first ? 0 : K - 1;
+    pixel_rows.bring(row - K / 2 + shared, kFusedTileRows + K - 1 - shared, slot + shared, m.height, m.width,
+                     [&](int column) { return F::pixel_place(column, pixel_rows.piece * 16); });
+    commit_copies();
   };
   F::bring_weights(m, group, weight, bias, scale, shift, weights, factors);
-  bring_features();
-  bring_pixels(kFusedTileRows + K - 1);
-  commit_copies();
+  bring(first_row, 0, 0, true);
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
@@ -332,7 +329,7 @@ __global__ void __launch_bounds__(fused_block(K, kSteps).most_threads, fused_blo
                 static_cast<unsigned>((group + sub) * kFusedGroupChannels + lane % 2 * 8);
   y += image * m.channels;
 
-  int first_unit = 0, slot = 0;
+  int first_unit = 0;  // of the ring: pairs of rows of x
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     wait_for_copies<0>();
@@ -341,18 +338,17 @@ __global__ void __launch_bounds__(fused_block(K, kSteps).most_threads, fused_blo
       if (step == 0) band_of.hold(weights + sub * F::kLayout.group_weight);
     }
     if (step + 1 < steps) {
-      bring_features();
-      bring_pixels(kFusedTileRows);
+      bring(first_row + (step + 1) * kFusedTileRows, (first_unit + kPairs) * 2,
+            (step + 1) % 2 * kFusedTileRows, false);
     }
-    commit_copies();
 
     uint32_t of_tile[2][kSteps][4];
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      load_matrices<4, false>(of_tile[0][k], reduced + slot + lane_of_e + k * 32);
-      load_matrices<4, false>(of_tile[1][k], reduced + slot + lane_of_o + k * 32);
+      const Spot rows = reduced + step % 2 * kFusedTileRows * m.feature_row;
+      load_matrices<4, false>(of_tile[0][k], rows + lane_of_e + k * 32);
+      load_matrices<4, false>(of_tile[1][k], rows + lane_of_o + k * 32);
     }
-    slot = kFusedTileRows * m.feature_row - slot;
     int unit_rows[F::kUnits];
 #pragma unroll
     for (int u = 0; u < F::kUnits; ++u) {
