@@ -1,9 +1,11 @@
-// The operators under torch.autocast: both tensors are cast to its dtype, in which the result comes back.
+// The operators under torch.autocast: their tensors are cast to its dtype, in which the result comes back.
 //
 // As for torch's convolutions: float64 is left alone, and so is a tensor on another device than autocast's.
 // The kernels sum in float32 whatever they are given, and the backward pass works on the tensors as cast.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
+
+#include <optional>
 
 #include "dispatch.h"
 
@@ -13,6 +15,7 @@ namespace {
 
 using at::Tensor;
 using dispatch::Correlation;
+using dispatch::FusedInvolution;
 using dispatch::Involution;
 using dispatch::Sizes;
 using dispatch::Transpose;
@@ -46,11 +49,27 @@ Tensor local_correlation_autocast(const Tensor& query, const Tensor& key, Sizes 
                                                      dilation);
 }
 
+// scale and shift stay as they are: the epilogue is applied to float32 sums.
+template <at::DeviceType device>
+Tensor fused_involution_autocast(const Tensor& input, const Tensor& features, const Tensor& weight,
+                                 const std::optional<Tensor>& bias, Sizes kernel_size, Sizes stride,
+                                 Sizes padding, Sizes dilation, const std::optional<Tensor>& scale,
+                                 const std::optional<Tensor>& shift, bool relu) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+  const auto cast = [&](const Tensor& tensor) { return at::autocast::cached_cast(dtype, tensor, device); };
+  return dispatch::call<FusedInvolution>(cast(input), cast(features), cast(weight),
+                                         bias ? std::optional<Tensor>(cast(*bias)) : std::nullopt,
+                                         kernel_size, stride, padding, dilation, scale, shift, relu);
+}
+
 template <at::DeviceType device>
 void register_kernels(torch::Library& library) {
   library.impl("involution", &involution_autocast<device>);
   library.impl("involution_transpose", &involution_transpose_autocast<device>);
   library.impl("local_correlation", &local_correlation_autocast<device>);
+  library.impl("fused_involution", &fused_involution_autocast<device>);
 }
 
 }  // namespace

@@ -1,8 +1,10 @@
-// The three operators as C++ calls them: through the whole dispatcher, from whatever key is next.
+// The operators as C++ calls them: through the whole dispatcher, from whatever key is next.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+
+#include <optional>
 
 namespace involution::dispatch {
 
@@ -27,6 +29,15 @@ struct Correlation {
   static constexpr const char* kName = "involution::local_correlation";
   using Signature = at::Tensor(const at::Tensor& query, const at::Tensor& key, Sizes kernel_size,
                                c10::SymInt groups, Sizes stride, Sizes padding, Sizes dilation);
+};
+
+// An involution by kernels that it makes itself (fused.h).
+struct FusedInvolution {
+  static constexpr const char* kName = "involution::fused_involution";
+  using Optional = std::optional<at::Tensor>;
+  using Signature = at::Tensor(const at::Tensor& input, const at::Tensor& features, const at::Tensor& weight,
+                               const Optional& bias, Sizes kernel_size, Sizes stride, Sizes padding,
+                               Sizes dilation, const Optional& scale, const Optional& shift, bool relu);
 };
 
 // The operator, found once.

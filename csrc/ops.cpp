@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "cpu_backend.h"
+#include "fused.h"
 #ifdef INVOLUTION_WITH_CUDA
 #include "cuda_backend.h"
 #endif
@@ -26,6 +27,11 @@ TORCH_LIBRARY(involution, library) {
       "local_correlation(Tensor query, Tensor key, SymInt[] kernel_size, SymInt groups, SymInt[] stride, "
       "SymInt[] padding, SymInt[] dilation) -> Tensor",
       tags);
+  library.def(
+      "fused_involution(Tensor input, Tensor features, Tensor weight, Tensor? bias, SymInt[] kernel_size, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, Tensor? scale=None, Tensor? shift=None, "
+      "bool relu=False) -> Tensor",
+      tags);
   library.def("cpu_capability() -> str", &involution::cpu_capability);
   library.def("cpu_parallel() -> bool", &involution::cpu_parallel);
 }
@@ -34,6 +40,10 @@ TORCH_LIBRARY_IMPL(involution, CPU, library) {
   library.impl("involution", &involution::involution_cpu);
   library.impl("involution_transpose", &involution::involution_transpose_cpu);
   library.impl("local_correlation", &involution::local_correlation_cpu);
+}
+
+TORCH_LIBRARY_IMPL(involution, CompositeExplicitAutograd, library) {
+  library.impl("fused_involution", &involution::compose_fused_involution);
 }
 
 #ifdef INVOLUTION_WITH_CUDA

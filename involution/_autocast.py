@@ -1,7 +1,8 @@
 """The operators under ``torch.autocast``: for installations without the extension.
 
-As in ``csrc/autocast.cpp``, and as for torch's convolutions: both tensors are cast to autocast's dtype, in which
-the result comes back; float64 is left alone, and so is a tensor on another device than autocast's.
+As in ``csrc/autocast.cpp``, and as for torch's convolutions: the tensors are cast to autocast's dtype, in which the
+result comes back; float64 is left alone, and so is a tensor on another device than autocast's. So are the scale and
+shift of an epilogue, which is applied to float32 sums.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from torch import Tensor
 __all__ = ["register"]
 
 KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+# How many of an operator's arguments, the first ones, are tensors to cast.
+TENSORS = {"involution": 2, "involution_transpose": 2, "local_correlation": 2, "fused_involution": 4}
 
 
-def _cast(tensor: Tensor, device_type: str) -> Tensor:
+def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
+    if tensor is None:
+        return None
     eligible = tensor.device.type == device_type and tensor.is_floating_point()
     if not eligible or tensor.dtype == torch.float64:
         return tensor
@@ -28,9 +33,10 @@ def _autocast_kernel(name: str, device_type: str) -> Callable[..., Tensor]:
     operator = getattr(torch.ops.involution, name).default
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, KEYS[device_type]))
 
-    def kernel(first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+    def kernel(*arguments: Any) -> Tensor:
+        tensors, others = arguments[: TENSORS[name]], arguments[TENSORS[name] :]
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return operator(_cast(first, device_type), _cast(second, device_type), *arguments)
+            return operator(*(_cast(tensor, device_type) for tensor in tensors), *others)
 
     return kernel
 
@@ -41,6 +47,6 @@ def register(library: torch.library.Library) -> None:
     Args:
         library: one for the namespace of the operators, of kind ``"IMPL"``; it keeps the registrations alive.
     """
-    for name in ("involution", "involution_transpose", "local_correlation"):
+    for name in TENSORS:
         for device_type, key in KEYS.items():
             library.impl(name, _autocast_kernel(name, device_type), key)

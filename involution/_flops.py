@@ -23,8 +23,24 @@ def _of_correlating(query: Sequence[int], key: Sequence[int], size: Sequence[int
     return 2 * math.prod(query) * math.prod(size)
 
 
+def _of_making_and_weighing(
+    input: Sequence[int],
+    features: Sequence[int],
+    weight: Sequence[int],
+    bias: Sequence[int] | None,
+    kernel_size: Sequence[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """A matrix product makes the kernels, and they meet the channels of their groups: as by two operations."""
+    elements = weight[0] * math.prod((features[0], *features[2:]))
+    groups = weight[0] // math.prod(kernel_size)
+    return 2 * elements * features[1] + 2 * elements * input[1] // max(1, groups)
+
+
 def register() -> None:
     """Tells torch's counter of the operators, which must be there already."""
     operators = torch.ops.involution
     register_flop_formula([operators.involution, operators.involution_transpose])(_of_weighing)
     register_flop_formula(operators.local_correlation)(_of_correlating)
+    register_flop_formula(operators.fused_involution)(_of_making_and_weighing)

@@ -3,8 +3,9 @@
 The compiled extension defines the operators and registers their CPU and CUDA kernels, their derivatives and what
 they do under autocast. Everything that lacks a kernel, which is every device where nothing was compiled, takes the
 definition in plain PyTorch; without the extension, derivatives and autocast come from ``involution.autograd`` and
-``involution._autocast``. The vmap and fake (meta) implementations are registered here in either case, so that the
-operators are complete for torch.compile, torch.export and callers that use them directly.
+``involution._autocast``. The derivatives of the fused involution do in either case, and the vmap and fake (meta)
+implementations are registered here in either case, so that the operators are complete for torch.compile, torch.export
+and callers that use them directly.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _flops, autograd, reference
+from . import _autocast, _composition, _flops, _vmap, autograd, reference
 from ._build_info import build_info, load_extension, rebuild_command
+from ._composition import is_channels_last
 
 NAMESPACE = "involution"
+OPERATIONS = ("involution", "involution_transpose", "local_correlation")
 
 # The same text as in csrc/ops.cpp, for installations that have no compiled extension.
 SCHEMAS = (
@@ -29,12 +32,10 @@ SCHEMAS = (
     "SymInt[] dilation) -> Tensor",
     "local_correlation(Tensor query, Tensor key, SymInt[] kernel_size, SymInt groups, SymInt[] stride, "
     "SymInt[] padding, SymInt[] dilation) -> Tensor",
+    "fused_involution(Tensor input, Tensor features, Tensor weight, Tensor? bias, SymInt[] kernel_size, "
+    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, Tensor? scale=None, Tensor? shift=None, "
+    "bool relu=False) -> Tensor",
 )
-
-
-def is_channels_last(activation: Tensor) -> bool:
-    """Channels are the innermost axis in memory, as in torch.channels_last, also for sequences and slices."""
-    return activation.shape[1] > 1 and activation.stride(1) == 1 and not activation.is_contiguous()
 
 
 def _empty(sizes: Sequence[int], leading: int, channels_last: bool, like: Tensor) -> Tensor:
@@ -59,6 +60,9 @@ def _empty_result(operation: str, first: Tensor, *arguments: Any) -> Tensor:
     if operation == "involution":
         weight, stride, *_ = arguments
         space = weight.shape[2 + len(stride) :]
+    elif operation == "fused_involution":
+        features, *_ = arguments
+        space = features.shape[2:]
     else:
         _, space, *_ = arguments
     return _empty([*first.shape[:2], *space], 2, channels_last, first)
@@ -91,20 +95,10 @@ def _by_reference(operation: str) -> Callable[..., Tensor]:
     return kernel
 
 
-def _vmap_rule(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
-    """The mapped axis joins the batch, over which the operations are maps anyway."""
-
-    def fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-        mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        return mapped.reshape(size * mapped.shape[1], *mapped.shape[2:])
-
-    def rule(info: Any, in_dims: tuple, first: Tensor, second: Tensor, *arguments: Any) -> tuple[Tensor, int]:
-        size = info.batch_size
-        folded = (fold(first, in_dims[0], size), fold(second, in_dims[1], size))
-        result = operator(*folded, *arguments)
-        return result.reshape(size, result.shape[0] // size, *result.shape[1:]), 0
-
-    return rule
+def _composed(*arguments: Any) -> Tensor:
+    """The fused involution without its extension."""
+    _composition.check(*arguments[:10])
+    return _composition.compose(*arguments)
 
 
 def _register() -> None:
@@ -116,14 +110,21 @@ def _register() -> None:
             definition.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     implementation = torch.library.Library(NAMESPACE, "IMPL")
     _LIBRARIES.append(implementation)
-    for operation in ("involution", "involution_transpose", "local_correlation"):
+    for operation in OPERATIONS:
         name = f"{NAMESPACE}::{operation}"
         implementation.impl(operation, _by_reference(operation), "CompositeExplicitAutograd")
         torch.library.register_fake(name, functools.partial(_empty_result, operation), lib=implementation)
         operator = getattr(torch.ops.involution, operation).default
-        torch.library.register_vmap(name, _vmap_rule(operator), lib=implementation)
+        torch.library.register_vmap(name, _vmap.rule(operator), lib=implementation)
+    name = f"{NAMESPACE}::fused_involution"
+    torch.library.register_fake(
+        name, functools.partial(_empty_result, "fused_involution"), lib=implementation
+    )
+    torch.library.register_vmap(name, _vmap.fused_rule, lib=implementation)
+    autograd.register(implementation, ["fused_involution"])
     if not compiled:
-        autograd.register(implementation)
+        implementation.impl("fused_involution", _composed, "CompositeExplicitAutograd")
+        autograd.register(implementation, OPERATIONS)
         _autocast.register(implementation)
 
 
@@ -134,3 +135,4 @@ _flops.register()
 involution = torch.ops.involution.involution.default
 involution_transpose = torch.ops.involution.involution_transpose.default
 local_correlation = torch.ops.involution.local_correlation.default
+fused_involution = torch.ops.involution.fused_involution.default

@@ -146,7 +146,7 @@ def test_schemas_are_those_of_the_extension() -> None:
     from involution._library import SCHEMAS
 
     operators = (torch.ops.involution.involution, torch.ops.involution.involution_transpose)
-    operators += (torch.ops.involution.local_correlation,)
+    operators += (torch.ops.involution.local_correlation, torch.ops.involution.fused_involution)
     assert [str(operator.default._schema) for operator in operators] == [
         f"involution::{text}" for text in SCHEMAS
     ]

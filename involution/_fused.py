@@ -1,0 +1,181 @@
+"""Which involutions take the fused kernel: the one place where that is chosen.
+
+``fused_involution`` gives the right result for everything; what is decided here is whether there is a kernel that
+makes it without writing the kernel tensor, and whether that is the faster way. Only sizes, dtypes, devices and formats
+are looked at, so that torch.compile and torch.export trace the choice.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._build_info import build_info
+
+__all__ = ["Availability", "fused_available"]
+
+Size = Sequence[int]
+
+# What there are kernels for (csrc/cuda).
+CAPABILITY = (8, 0)
+DTYPES = (torch.float16, torch.bfloat16)
+KERNEL_SIZES = ((3, 3), (5, 5), (7, 7))
+STRIDES = ((1, 1), (2, 2))
+GROUP_CHANNELS = 16
+FEATURE_MULTIPLE = 8
+MOST_FEATURES = 128
+
+# Where making the kernel tensor is the faster way: few positions an image, of many images, and a matrix product with
+# this many features is better done at once than by every block for itself. Of prototypes, on an H200.
+SMALL_MAP = 7 * 7
+MANY_POSITIONS = 64 * SMALL_MAP
+LARGE_PRODUCT = 128
+
+
+@dataclass(frozen=True)
+class Availability:
+    """The answer to whether something can be done: true or false, with the reason why not as a sentence.
+
+    Attributes:
+        reason: why not, or None where it can be done.
+    """
+
+    reason: str | None
+
+    def __bool__(self) -> bool:
+        return self.reason is None
+
+    def __str__(self) -> str:
+        return "available" if self.reason is None else self.reason
+
+
+def fused_available(
+    input: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    kernel_size: Size,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+) -> Availability:
+    """Whether an involution with these tensors has a kernel that makes its kernels itself.
+
+    ``torch.ops.involution.fused_involution`` takes them in either case; where this is false, it is composed of a
+    matrix product and the involution. Under ``torch.autocast`` the dtype is autocast's. A layer is asked by its
+    method ``fused_available``.
+
+    Args:
+        input: ``(B, C, *In)``.
+        features: ``(B, R, *Out)``, what the kernels are made from.
+        weight: ``(G * prod(K), R)``, what makes them.
+        kernel_size: ``K``, one integer per axis.
+        stride: positions from one window to the next, one integer per axis.
+        padding: zeros in front of each axis.
+        dilation: positions from one kernel point to the next, one integer per axis.
+
+    Returns:
+        Something that is true or false, and whose ``reason`` is a sentence where it is false.
+    """
+    return Availability(why_unavailable(input, features, weight, kernel_size, stride, padding, dilation))
+
+
+def why_unavailable(
+    input: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    kernel_size: Size,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+) -> str | None:
+    """Why there is no fused kernel for an involution, as a sentence, or None where there is one."""
+    if input.device.type != "cuda":
+        return f"The fused kernel runs on CUDA devices, but the input is on {input.device.type}."
+    if (reason := _why_not_on(input.device.index or 0)) is not None:
+        return reason
+    kernel_size, stride, padding = tuple(kernel_size), tuple(stride), tuple(padding)
+    if kernel_size not in KERNEL_SIZES:
+        known = ", ".join(f"{height}x{width}" for height, width in KERNEL_SIZES)
+        return f"The fused kernel is for kernel sizes {known}, not {kernel_size}."
+    for tensor in (input, features, weight):
+        dtype = _dtype_of(tensor)
+        if dtype not in DTYPES:
+            return f"The fused kernel is for float16 and bfloat16, not {dtype}."
+    if stride not in STRIDES:
+        return f"The fused kernel is for strides of 1 and 2, the same along both axes, not {stride}."
+    if max(dilation) > 1:
+        return f"The fused kernel has no dilation, but it is {tuple(dilation)}."
+    if padding != tuple(size // 2 for size in kernel_size):
+        return f"The fused kernel is for the padding that keeps the size, K // 2, not {padding}."
+    channels, reduced = input.shape[1], features.shape[1]
+    groups = weight.shape[0] // math.prod(kernel_size)
+    if channels != groups * GROUP_CHANNELS:
+        return (
+            f"The fused kernel is for groups of {GROUP_CHANNELS} channels, but {channels} channels have "
+            f"{groups} groups."
+        )
+    if reduced % FEATURE_MULTIPLE != 0 or reduced > MOST_FEATURES:
+        return (
+            f"The fused kernel is for a multiple of {FEATURE_MULTIPLE} features, {MOST_FEATURES} at most, "
+            f"not {reduced}."
+        )
+    if any(
+        out != -(-size // s) for out, size, s in zip(features.shape[2:], input.shape[2:], stride, strict=True)
+    ):
+        return (
+            f"The fused kernel gives maps of size ceil(In / stride), but the features are {tuple(features.shape[2:])} "
+            f"for an input of {tuple(input.shape[2:])} and stride {stride}."
+        )
+    for name, tensor in (("input", input), ("features", features)):
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            return f"The fused kernel is for dense channels_last storage, but the {name} is stored otherwise."
+    return None
+
+
+def why_slower(features: Tensor) -> str | None:
+    """Why making the kernel tensor is the faster way although there is a fused kernel, or None where it is not."""
+    positions = math.prod(features.shape[2:])
+    if features.shape[1] < LARGE_PRODUCT or positions > SMALL_MAP:
+        return None
+    if features.shape[0] * positions < MANY_POSITIONS:
+        return None
+    return (
+        f"With {features.shape[1]} features on {features.shape[0]} maps of {tuple(features.shape[2:])}, making the "
+        "kernel tensor by one matrix product is faster."
+    )
+
+
+def _dtype_of(tensor: Tensor) -> torch.dtype:
+    """The dtype in which the operator will see a tensor."""
+    device = tensor.device.type
+    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
+
+
+@functools.cache
+def _why_no_kernels_on(device: int) -> str | None:
+    info = build_info()
+    if info["cuda"] is None:
+        return str(info["no_cuda_reason"])
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        return (
+            f"The fused kernel needs compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or later, but device {device} "
+            f"has {capability[0]}.{capability[1]}."
+        )
+    return None
+
+
+def _why_not_on(device: int) -> str | None:
+    """Why a CUDA device has no fused kernels, or None where it has."""
+    return _why_no_kernels_on(device)
+
+
+# torch.compile asks and keeps the answer: what torch.compiler.assume_constant_result does, which imports the compiler.
+_why_not_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
