@@ -17,9 +17,7 @@
 
 namespace involution {
 
-namespace {
-
-// Read once for each device: an attribute query costs about as much as a launch.
+// An attribute query costs about as much as a launch.
 const DeviceLimits& limits_of(c10::DeviceIndex device) {
   static std::mutex mutex;
   static std::vector<std::unique_ptr<DeviceLimits>> known;
@@ -38,6 +36,8 @@ const DeviceLimits& limits_of(c10::DeviceIndex device) {
   }
   return *known[index];
 }
+
+namespace {
 
 template <typename T>
 void launch_as(Operation operation, const Problem& problem, const at::Tensor& a, const at::Tensor& b,

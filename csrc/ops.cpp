@@ -51,5 +51,6 @@ TORCH_LIBRARY_IMPL(involution, CUDA, library) {
   library.impl("involution", &involution::involution_cuda);
   library.impl("involution_transpose", &involution::involution_transpose_cuda);
   library.impl("local_correlation", &involution::local_correlation_cuda);
+  library.impl("fused_involution", &involution::fused_involution_cuda);
 }
 #endif

@@ -17,11 +17,10 @@ def library() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     host, csrc = host_build.HOST, host_build.ROOT / "csrc"
     sources = [
-        csrc / "cuda_backend.cpp",
-        csrc / "cuda" / "plan.cpp",
-        csrc / "tensors.cpp",
+        *(csrc / name for name in ("cuda_backend.cpp", "fused_cuda.cpp", "fused.cpp", "tensors.cpp")),
+        *sorted((csrc / "cuda").glob("*.cpp")),
         host / "backend_on_host.cpp",
-        host / "kernels_on_host.cpp",
+        *(host / f"kernels_{dtype}.cpp" for dtype in ("bfloat16", "float16", "float32")),
         *host_build.RUNTIME,
     ]
     log = io.StringIO()

@@ -4,6 +4,7 @@ An object is named after a hash of its source, all project headers that it inclu
 compiler, so that a second run of the tests compiles nothing.
 """
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -12,7 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,20 +59,36 @@ def environment() -> dict[str, str]:
 
 def build(program: str, sources: Iterable[Path]) -> Path:
     """Compiles what changed, as many files at a time as there are cores, and links `program`."""
+    with _locked():
+        compiled = _objects([*sources, *RUNTIME])
+        digest = _digest(object.name.encode() for object in compiled)
+        target = BUILD / f"{program}-{digest}"
+        if not target.exists():
+            _compile([*FLAGS, *map(str, compiled)], target)
+    return target
+
+
+def objects(sources: Iterable[Path]) -> list[Path]:
+    """The object files of `sources` and of what every program needs, for a program that is linked elsewhere."""
+    with _locked():
+        return _objects([*sources, *RUNTIME])
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """Processes of a parallel test run wait for the first one's work."""
     reason = why_unavailable()
     if reason is not None:
         raise RuntimeError(reason)
-    sources = [*sources, *RUNTIME]
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # processes of a parallel test run wait for the first one's work
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            objects = list(pool.map(_object, sources))
-        digest = _digest(object.name.encode() for object in objects)
-        target = BUILD / f"{program}-{digest}"
-        if not target.exists():
-            _compile([*FLAGS, *map(str, objects)], target)
-    return target
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _objects(sources: Sequence[Path]) -> list[Path]:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(_object, sources))
 
 
 def _object(source: Path) -> Path:

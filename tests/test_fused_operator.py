@@ -89,7 +89,9 @@ def test_random_problems_without_the_extension(axes: int) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("features_layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_result_has_the_format_of_the_input(layout: str, features_layout: str, dtype: torch.dtype) -> None:
+def test_the_result_has_the_format_of_the_input(
+    layout: str, features_layout: str, dtype: torch.dtype
+) -> None:
     window = Case(2, 2, 3, (5, 6), (3, 3), (2, 1), (1, 1), (1, 1), dtype, x_layout=layout)
     case = FusedCase(window, 4, features_layout=features_layout)
     for epilogue in ((), (*epilogue_of(case), True)):
@@ -279,9 +281,7 @@ def test_forward_mode_is_never_a_silent_zero() -> None:
     function, tensors = differentiable(SMALL[0])
     tensors = [tensor.detach() for tensor in tensors]
     tangents = [torch.randn_like(tensor) for tensor in tensors]
-    expected = torch.func.jvp(
-        lambda *given: defined(SMALL[0], *given), tuple(tensors), tuple(tangents)
-    )[1]
+    expected = torch.func.jvp(lambda *given: defined(SMALL[0], *given), tuple(tensors), tuple(tangents))[1]
     with torch.no_grad(), forward_ad.dual_level():
         dual = function(*map(forward_ad.make_dual, tensors, tangents))
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
@@ -358,9 +358,7 @@ def test_opcheck(case: FusedCase, requires_grad: bool) -> None:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile_it_and_its_backward(
-    dynamic: bool, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compile_it_and_its_backward(dynamic: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks too; compiled for every size, the batch is cut into as many parts as the example's."""
     monkeypatch.setattr(_fused_derivatives, "CHUNK_BYTES", 5 * 1000)
     torch._dynamo.reset()

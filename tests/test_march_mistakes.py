@@ -7,6 +7,7 @@ the copy, with sanitizers. The unchanged copy passes.
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import host_build
@@ -65,8 +66,8 @@ MISTAKES = {
 }
 
 
-def run(name: str, folder: Path) -> str:
-    """Builds and runs the program with one mistake: what it prints, on either stream."""
+def run(name: str, folder: Path, others: list[Path]) -> str:
+    """Builds the program with one mistake, of it and the objects `others`, and runs it: what it prints."""
     file, right, wrong, _ = MISTAKES[name]
     sources = folder / "csrc"
     shutil.copytree(host_build.ROOT / "csrc" / "cuda", sources / "cuda")
@@ -75,7 +76,7 @@ def run(name: str, folder: Path) -> str:
     assert right == "" or text.count(right) == 1, f"{file} has {text.count(right)} times {right!r}"
     (sources / "cuda" / file).write_text(text.replace(right, wrong) if right else text)
     program = folder / "mistaken"
-    inputs = [host_build.HOST / "mistaken.cpp", sources / "cuda" / "plan.cpp", *host_build.RUNTIME]
+    inputs = [host_build.HOST / "mistaken.cpp", *others]
     include = [f"-I{host_build.HOST}", f"-I{sources}"]
     subprocess.run(
         ["g++", *host_build.FLAGS, *include, *map(str, inputs), "-o", str(program)],
@@ -93,7 +94,8 @@ def test_every_mistake_is_caught(tmp_path: Path) -> None:
     folders = [tmp_path / str(index) for index in range(len(MISTAKES))]
     for folder in folders:
         folder.mkdir()
+    others = host_build.objects([host_build.ROOT / "csrc" / "cuda" / "plan.cpp"])  # no mistake is in there
     with ThreadPoolExecutor(2) as pool:
-        outputs = dict(zip(MISTAKES, pool.map(run, MISTAKES, folders), strict=True))
+        outputs = dict(zip(MISTAKES, pool.map(run, MISTAKES, folders, repeat(others)), strict=True))
     for name, (*_, expected) in MISTAKES.items():
         assert expected in outputs[name], f"{name}: {outputs[name][-2000:]}"

@@ -1,6 +1,6 @@
-// Executes the launcher of the fused layer on the host. Requests and replies travel as protocol.h describes, but
-// a request is this file's own: its numbers, then the bytes of the operands in the order of their sizes, of which
-// the last, the result, is not sent.
+// Executes the launcher of the fused layer on the host. Requests and replies travel as protocol.h describes,
+// but a request is this file's own: its numbers, then the bytes of the operands in the order of their sizes,
+// of which the last, the result, is not sent.
 
 #include <string>
 
@@ -30,9 +30,12 @@ const T* operand(const GuardedBuffer& buffer) {
 template <typename T>
 std::int64_t execute(FusedPlan plan, const FusedRequest& request, GuardedBuffer (&buffers)[7]) {
   plan.march.relu = static_cast<int>(request.relu);
-  const FusedOperands<T> operands{operand<T>(buffers[0]),     operand<T>(buffers[1]),
-                                  operand<T>(buffers[2]),     operand<T>(buffers[3]),
-                                  operand<float>(buffers[4]), operand<float>(buffers[5]),
+  const FusedOperands<T> operands{operand<T>(buffers[0]),
+                                  operand<T>(buffers[1]),
+                                  operand<T>(buffers[2]),
+                                  operand<T>(buffers[3]),
+                                  operand<float>(buffers[4]),
+                                  operand<float>(buffers[5]),
                                   reinterpret_cast<T*>(buffers[6].data())};
   return launch_fused<T>(plan, operands, /*stream=*/nullptr);
 }
