@@ -23,14 +23,17 @@ bool is_dense_channels_last(const Tensor& map) {
 }
 
 bool has_kernel_for(const Tensor& input, const Tensor& features, at::IntArrayRef kernel_size,
-                    at::IntArrayRef padding, at::IntArrayRef dilation) {
+                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
   const bool half = input.scalar_type() == at::kHalf || input.scalar_type() == at::kBFloat16;
   if (!half || !is_dense_channels_last(input) || !is_dense_channels_last(features)) return false;
   for (size_t axis = 0; axis < 2; ++axis) {
-    if (dilation[axis] != 1 || kernel_size[axis] % 2 == 0 || padding[axis] != kernel_size[axis] / 2)
+    if (dilation[axis] != 1 || kernel_size[axis] % 2 == 0 || padding[axis] != kernel_size[axis] / 2) {
       return false;
+    }
+    const int64_t positions = (input.sizes()[2 + axis] + stride[axis] - 1) / stride[axis];
+    if (features.sizes()[2 + axis] != positions) return false;
   }
-  return input.numel() > 0 && features.numel() > 0 && features.sizes().slice(2) == input.sizes().slice(2);
+  return input.numel() > 0 && features.numel() > 0;
 }
 
 template <typename T>
@@ -63,14 +66,14 @@ Tensor fused_involution_cuda(const Tensor& input, const Tensor& features, const 
   const int64_t groups = check_fused_operands(input, features, weight, bias, kernel_size, stride, padding,
                                               dilation, scale, shift);
   const c10::cuda::CUDAGuard guard(input.device());
-  if (has_kernel_for(input, features, kernel_size, padding, dilation)) {
+  if (has_kernel_for(input, features, kernel_size, stride, padding, dilation)) {
     const FusedProblem problem{
         input.size(0), input.size(1), input.size(1) / groups,           features.size(1),
         input.size(2), input.size(3), {kernel_size[0], kernel_size[1]}, {stride[0], stride[1]}};
     FusedPlan plan = make_fused_plan(problem, limits_of(c10::cuda::current_device()));
     if (plan.reason == nullptr) {
       plan.march.relu = relu ? 1 : 0;
-      const Tensor output = empty_activation(input.size(0), input.size(1), input.sizes().slice(2),
+      const Tensor output = empty_activation(input.size(0), input.size(1), features.sizes().slice(2),
                                              is_channels_last(input), input.options());
       const auto launch_as = input.scalar_type() == at::kHalf ? &launch<Float16> : &launch<BFloat16>;
       C10_CUDA_CHECK(launch_as(plan, input, features, readable(weight), readable(bias), readable(scale),

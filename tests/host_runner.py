@@ -209,12 +209,13 @@ class FusedRunner(HostRunner):
     ) -> tuple[torch.Tensor, str]:
         """Returns y and the plan, as text; y is all NaN where the plan says why there is none.
 
-        x (B, H, W, C), features (B, H, W, R) and y have their channels last. By default a group has 16 channels.
+        x (B, H, W, C), features (B, Hout, Wout, R) and y have their channels last. By default a group has 16
+        channels.
         """
         batch, height, width, channels = x.shape
         if groups is None:
             groups = channels // 16
-        y = torch.empty_like(x)
+        y = x.new_empty((*features.shape[:3], channels))
         operands = (x, features, weight, bias, scale, shift, y)
         request = FUSED_REQUEST.pack(
             REQUEST_MAGIC,

@@ -17,25 +17,30 @@ HALF_DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], 
 
 
 def fused_case(
-    kernel: int, reduced: int, size: tuple[int, int], dtype: torch.dtype, groups: int = 2
+    kernel: int, reduced: int, size: tuple[int, int], dtype: torch.dtype, groups: int = 2, stride: int = 1
 ) -> FusedCase:
-    padding = (kernel // 2,) * 2
-    window = Case(
-        2, groups, 16, size, (kernel, kernel), (1, 1), padding, (1, 1), dtype, x_layout="channels_last"
-    )
+    sizes = (size, (kernel, kernel), (stride, stride), (kernel // 2,) * 2, (1, 1))
+    window = Case(2, groups, 16, *sizes, dtype, x_layout="channels_last")
     return FusedCase(window, reduced, features_layout="channels_last")
 
 
 @DEVICES
 @HALF_DTYPES
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize(
     ("reduced", "size", "groups"), [(8, (9, 11), 2), (24, (1, 5), 3), (64, (8, 16), 4), (128, (7, 7), 5)]
 )
 def test_the_kernel_is_right(
-    kernel: int, reduced: int, size: tuple[int, int], groups: int, dtype: torch.dtype, device: str
+    kernel: int,
+    stride: int,
+    reduced: int,
+    size: tuple[int, int],
+    groups: int,
+    dtype: torch.dtype,
+    device: str,
 ) -> None:
-    case = fused_case(kernel, reduced, size, dtype, groups)
+    case = fused_case(kernel, reduced, size, dtype, groups, stride)
     tensors = case.tensors(kernel)
     scale, shift = fused_cases.epilogue_of(case)
     for epilogue in ((), (scale, shift, True), (None, None, True)):

@@ -35,9 +35,27 @@ class Layer:
     width: int
     kernel: int
     dtype: torch.dtype
+    stride: int = 1
     bias: bool = True
     scale: bool = False
     relu: bool = False
+
+    @property
+    def space(self) -> tuple[int, int, int]:
+        """The batch, and the frame of the result."""
+        return (self.batch, -(-self.height // self.stride), -(-self.width // self.stride))
+
+    @property
+    def order(self) -> list[int]:
+        """In which the reduced channels are summed, upon which it depends to which side a tie is rounded."""
+        if self.stride == 1:
+            return list(range(self.reduced))
+        # A lane has 8 neighbours of 32 channels, and gives two of them at a time.
+        chunks, pairs, lanes = range(0, self.reduced, 32), range(0, 8, 2), range(0, 32, 8)
+        order = (
+            chunk + lane + pair + i for chunk in chunks for pair in pairs for lane in lanes for i in (0, 1)
+        )
+        return [channel for channel in order if channel < self.reduced]
 
     def operands(self, seed: int) -> dict[str, Tensor | None]:
         generator = torch.Generator().manual_seed(seed)
@@ -46,10 +64,9 @@ class Layer:
             return torch.rand(sizes, generator=generator) * 2 - 1
 
         channels, points = self.groups * GROUP, self.groups * self.kernel**2
-        space = (self.batch, self.height, self.width)
         return {
-            "x": random_tensor(*space, channels).to(self.dtype),
-            "features": random_tensor(*space, self.reduced).to(self.dtype),
+            "x": random_tensor(self.batch, self.height, self.width, channels).to(self.dtype),
+            "features": random_tensor(*self.space, self.reduced).to(self.dtype),
             "weight": (random_tensor(points, self.reduced) * 2 / self.reduced**0.5).to(self.dtype),
             "bias": random_tensor(points).to(self.dtype) if self.bias else None,
             "scale": random_tensor(channels) if self.scale else None,
@@ -64,12 +81,12 @@ def runner() -> Iterator[FusedRunner]:
 
 
 def kernels(layer: Layer, features: Tensor, weight: Tensor, bias: Tensor | None, rounded: bool) -> np.ndarray:
-    """(B, H, W, G, K, K) in float64: exact, or summed in float32 in the channels' order and rounded to the dtype."""
+    """(B, H, W, G, K, K) in float64: exact, or summed in float32 in the kernel's order and rounded to the dtype."""
     h, w = features.double().numpy(), weight.double().numpy()
     b = np.zeros(len(w)) if bias is None else bias.double().numpy()
     if rounded:
         total = np.broadcast_to(b.astype(np.float32), (*h.shape[:3], len(w))).copy()
-        for r in range(layer.reduced):
+        for r in layer.order:
             total += h[..., r : r + 1].astype(np.float32) * w[:, r].astype(np.float32)
         made = torch.from_numpy(total).to(layer.dtype).double().numpy()
     else:
@@ -81,10 +98,10 @@ def involved(layer: Layer, x: Tensor, made: np.ndarray) -> tuple[np.ndarray, np.
     """The involution in float64, and the sum of its terms' magnitudes."""
     reach = layer.kernel // 2
     padded = np.pad(x.double().numpy(), ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-    total = np.zeros(x.shape)
-    magnitude = np.zeros(x.shape)
+    total = np.zeros((*layer.space, x.shape[-1]))
+    magnitude = np.zeros_like(total)
     for kh, kw in np.ndindex(layer.kernel, layer.kernel):
-        window = padded[:, kh : kh + layer.height, kw : kw + layer.width]
+        window = padded[:, kh : kh + layer.height : layer.stride, kw : kw + layer.width : layer.stride]
         term = window * np.repeat(made[..., kh, kw], GROUP, axis=-1)
         total += term
         magnitude += abs(term)
@@ -105,7 +122,7 @@ def expected(
 def check(runner: FusedRunner, layer: Layer, seed: int = 0, limits: DeviceLimits = GPUS[0]) -> str:
     """Runs the layer in two orders of threads, compares, and returns the plan."""
     operands = layer.operands(seed)
-    options = {"kernel_size": layer.kernel, "relu": layer.relu, "limits": limits}
+    options = {"kernel_size": layer.kernel, "stride": layer.stride, "relu": layer.relu, "limits": limits}
     result, plan = runner.run_fused(**operands, **options, seed=2 * seed + 1)
     assert plan.startswith("fused "), plan
     again, _ = runner.run_fused(**operands, **options, seed=2 * seed + 2)
@@ -129,34 +146,53 @@ def check(runner: FusedRunner, layer: Layer, seed: int = 0, limits: DeviceLimits
 @HALF_DTYPES
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize("reduced", [8, 16, 24, 56, 96, 128])
-def test_every_kernel(runner: FusedRunner, kernel: int, reduced: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_kernel(
+    runner: FusedRunner, stride: int, kernel: int, reduced: int, dtype: torch.dtype
+) -> None:
     rng = random.Random(f"{kernel} {reduced}")
     for seed in range(2):
         layer = Layer(
             batch=rng.choice((1, 2)),
             groups=rng.choice((1, 2, 3, 4, 5, 6)),
             reduced=reduced,
-            height=rng.randint(1, 13),
-            width=rng.choice((1, 3, 7, 8, 9, 14, 17, 29)),
+            height=rng.randint(1, 13 * stride),
+            width=rng.choice((1, 3, 7, 8, 9, 14, 17, 29)) * stride - rng.choice((0, stride - 1)),
             kernel=kernel,
             dtype=dtype,
+            stride=stride,
             bias=rng.random() < 0.7,
             scale=rng.random() < 0.5,
             relu=rng.random() < 0.5,
         )
-        check(runner, layer, seed, rng.choice(GPUS if reduced <= 64 else GPUS[:2]))
+        check(runner, layer, seed, rng.choice(GPUS if reduced <= 64 or stride == 2 else GPUS[:2]))
 
 
 @pytest.mark.parametrize("limits", GPUS[:2], ids=["H200", "one multiprocessor"])
 @pytest.mark.parametrize(
-    ("groups", "reduced", "size", "kernel"),
-    [(4, 16, 28, 7), (8, 32, 14, 7), (4, 64, 14, 7), (4, 128, 7, 7), (2, 8, 28, 3)],
+    ("groups", "reduced", "size", "kernel", "stride"),
+    [
+        (4, 16, 28, 7, 1),
+        (8, 32, 14, 7, 1),
+        (4, 64, 14, 7, 1),
+        (4, 128, 7, 7, 1),
+        (2, 8, 28, 3, 1),
+        (2, 32, 28, 7, 2),
+        (2, 64, 28, 7, 2),
+        (2, 128, 14, 7, 2),
+    ],
 )
 def test_rednet_layers(
-    runner: FusedRunner, groups: int, reduced: int, size: int, kernel: int, limits: DeviceLimits
+    runner: FusedRunner,
+    groups: int,
+    reduced: int,
+    size: int,
+    kernel: int,
+    stride: int,
+    limits: DeviceLimits,
 ) -> None:
     """Of RedNet-50's widths, on parts of their maps; as trained, and with the norm and activation behind them."""
-    layer = Layer(1, groups, reduced, size, size, kernel, torch.bfloat16)
+    layer = Layer(1, groups, reduced, size, size, kernel, torch.bfloat16, stride)
     check(runner, layer, 0, limits)
     check(runner, replace(layer, scale=True, relu=True), 1, limits)
 
@@ -166,6 +202,8 @@ def test_a_block_marches_down_a_long_strip(runner: FusedRunner) -> None:
     plan = check(runner, Layer(6, 4, 16, 61, 5, 7, torch.bfloat16), limits=GPUS[1])
     assert "1 chunks of 64 rows" in plan
     assert "1 chunks" not in check(runner, Layer(1, 4, 16, 61, 5, 7, torch.bfloat16))
+    plan = check(runner, Layer(6, 2, 32, 91, 9, 7, torch.bfloat16, stride=2), limits=GPUS[1])
+    assert "1 chunks of 48 rows" in plan
 
 
 @pytest.mark.parametrize(
@@ -173,7 +211,7 @@ def test_a_block_marches_down_a_long_strip(runner: FusedRunner) -> None:
     [
         ({"kernel": 9}, 1, None, "not 3x3, 5x5 or 7x7"),
         ({"kernel": 4}, 1, None, "not 3x3, 5x5 or 7x7"),
-        ({}, 2, None, "there is a stride"),
+        ({}, 3, None, "the stride is not 1 or 2"),
         ({"reduced": 12}, 1, None, "not a multiple of 8"),
         ({"reduced": 136}, 1, None, "up to 128"),
         ({}, 1, 1, "does not have 16 channels"),
@@ -211,6 +249,23 @@ def test_no_nan_is_lost_and_none_goes_far(runner: FusedRunner, dtype: torch.dtyp
         near = torch.zeros_like(bad)
         near[row - 4 : row + 5, max(0, column - 12) : column + 11, channel] = True
         assert not bad[~near].any()
+
+
+@HALF_DTYPES
+def test_with_a_stride_no_nan_is_lost_either(runner: FusedRunner, dtype: torch.dtype) -> None:
+    """It goes as far as the tiles of 4 x 4 positions that have it among their rows and 16 columns."""
+    layer = Layer(1, 2, 16, 27, 41, 7, dtype, stride=2)
+    operands = layer.operands(0)
+    row, column, channel = 12, 19, 21
+    operands["x"][0, row, column, channel] = float("nan")
+    result, _ = runner.run_fused(**operands, kernel_size=7, stride=2)
+    bad = result[0].isnan()
+    sees = torch.zeros_like(bad)
+    sees[(row - 2) // 2 : (row + 3) // 2 + 1, (column - 2) // 2 : (column + 3) // 2 + 1, channel] = True
+    assert bad[sees].all()
+    near = torch.zeros_like(bad)
+    near[(row - 10) // 2 : (row + 9) // 2 + 1, (column - 12) // 2 : (column + 3) // 2 + 1, channel] = True
+    assert not bad[~near].any()
 
 
 def test_a_nan_of_the_features_spoils_its_position_alone(runner: FusedRunner) -> None:

@@ -5,7 +5,7 @@
 //   k[p, g, kh, kw] = bias + sum_r weight[g*K*K + kh*K + kw, r] * features[p, r]   (rounded to T)
 //   y[p, c]         = sum_kh,kw k[p, c/16, kh, kw] * x[p + (kh, kw) - K/2, c]
 //
-// and then perhaps y*scale + shift, and negative values are zeros.
+// and then perhaps y*scale + shift and ReLU.
 //
 // A block owns a pack of groups, a strip of columns and a chunk of rows of one image and marches down by 4
 // rows a step. Rows of x and of the features come by asynchronous copies into rings, a step ahead; the
@@ -40,109 +40,31 @@
 // above the kernel's.
 #pragma once
 
-#include "fused_plan.h"
-#include "scalar.cuh"
+#include "fused_rows.cuh"
 
 namespace involution {
-
-// Rows of a map on their way into a ring in shared memory. A thread copies the same 16 bytes of every step-th
-// column of every kRows-th row.
-template <int kPieces, int kRows>
-class FusedRows {
- public:
-  // `columns` from `first_column` on, of which the first `wanted` are those of the map and the others zeros.
-  __device__ __forceinline__ FusedRows(const void* image, int channels, int first_channel, int first_column,
-                                       int columns, int wanted, Spot ring, int ring_rows, int pitch,
-                                       int threads)
-      : piece(static_cast<int>(threadIdx.x) % kPieces),
-        image_(static_cast<const unsigned char*>(image)),
-        exists_(piece * 8 < channels - first_channel),
-        row_(static_cast<int>(threadIdx.x) / kPieces % kRows),
-        column_(static_cast<int>(threadIdx.x) / (kPieces * kRows)),
-        step_(threads / (kPieces * kRows)),
-        first_column_(first_column),
-        columns_(columns),
-        wanted_(wanted),
-        column_bytes_(static_cast<unsigned>(channels) * 2),
-        offset_(static_cast<unsigned>(first_channel + piece * 8) * 2),
-        ring_(ring),
-        ring_rows_(ring_rows),
-        pitch_(pitch) {}
-
-  // `rows` rows from `first` on, the first of them to row `slot` of the ring. `place(column)` is where in a
-  // row the thread's piece of it goes.
-  template <typename Place>
-  __device__ __forceinline__ void bring(int first, int rows, int slot, int height, int width,
-                                        const Place& place) const {
-    if (slot >= ring_rows_) slot -= ring_rows_;
-#pragma unroll 1
-    for (int r = row_; r < rows; r += kRows) {
-      const int row = first + r;
-      const bool inside = exists_ && static_cast<unsigned>(row) < static_cast<unsigned>(height);
-      const int at = slot + r < ring_rows_ ? slot + r : slot + r - ring_rows_;
-      const Spot to = ring_ + at * pitch_;
-      // Outside of the map the place wraps around, and nothing is read there.
-      unsigned from = (static_cast<unsigned>(row) * static_cast<unsigned>(width) +
-                       static_cast<unsigned>(first_column_ + column_)) *
-                          column_bytes_ +
-                      offset_;
-#pragma unroll 1
-      for (int column = column_; column < columns_; column += step_) {
-        copy_or_clear<16>(to + place(column), image_ + from,
-                          inside && column < wanted_ &&
-                              static_cast<unsigned>(first_column_ + column) < static_cast<unsigned>(width));
-        from += static_cast<unsigned>(step_) * column_bytes_;
-      }
-    }
-  }
-
-  const int piece;
-
- private:
-  const unsigned char* const image_;
-  const bool exists_;
-  const int row_;
-  const int column_;
-  const int step_;
-  const int first_column_;
-  const int columns_;
-  const int wanted_;
-  const unsigned column_bytes_;
-  const unsigned offset_;  // of the piece, in a column
-  const Spot ring_;
-  const int ring_rows_;
-  const int pitch_;
-};
 
 // The constants of a kernel.
 template <int K, int kSteps>
 struct Fused {
-  static constexpr FusedBlock kBlock = fused_block(K, kSteps);
-  static constexpr FusedLayout kLayout = fused_layout(K, kSteps);
+  static constexpr FusedBlock kBlock = fused_block(K, kSteps, 1);
+  static constexpr FusedLayout kLayout = fused_layout(K, kSteps, 1);
+  static constexpr int kTileColumns = fused_tile_columns(1);
   static constexpr int kWarpsOfTile = kBlock.groups / kBlock.warp_groups;
   static constexpr int kPixelPieces = kBlock.groups * 2, kFeaturePieces = kSteps * 2;  // of 16 bytes
   static constexpr int kFeatureRows = kFeaturePieces > 8 ? 2 : 4;  // that a warp copies at once
   static constexpr int kUnits = (kFusedTileRows + K - 1) / 2;      // pairs of rows of x that a step meets
-  static_assert(kBlock.groups == 2 || kBlock.groups == 4, "columns of x are 64 or 128 bytes");
   static_assert(!kBlock.held || kBlock.warp_groups == 1, "a warp holds the weights of one group");
-
-  // Where 16 bytes of column c lie in a row of x: the eight columns of a matrix, 0-3 and 8-11 or 4-7 and
-  // 12-15 of a window, are in different banks.
-  static __device__ __forceinline__ int pixel_place(int c, int bytes) {
-    const int key = kBlock.groups == 2 ? c / 2 % 2 + c / 8 % 2 * 2 : c % 4 + c / 8 % 2 * 4;
-    return c * kLayout.pixel + (bytes ^ key * 16);
-  }
 
   // Row 8*kh + 1 + kw of a group's weight is tap (kh, kw), the others are zeros; -1 or the tap.
   static __device__ __forceinline__ int tap_of(int row) {
     return row % 8 == 0 || row % 8 > K ? -1 : row / 8 * K + row % 8 - 1;
   }
 
-  // The weights of the block's groups, the biases behind each row, and the epilogue's factors.
+  // The weights of the block's groups, and the biases behind each row.
   template <typename T>
   static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
-                                                       const T* bias, const float* scale, const float* shift,
-                                                       Spot weights, Spot factors) {
+                                                       const T* bias, Spot weights) {
     const int threads = static_cast<int>(blockDim.x);
     constexpr int kRows = kBlock.groups * kLayout.weight_rows;
 #pragma unroll 1
@@ -160,14 +82,6 @@ struct Fused {
       const bool there = bias != nullptr && tap >= 0 && g < m.groups;
       const uint32_t value = there ? bias[static_cast<int64_t>(g) * (K * K) + tap].bits * 0x10001u : 0;
       store_shared(weights + row * kLayout.feature + kSteps * 32, uint4{value, 0, 0, 0});
-    }
-    if (scale == nullptr) return;
-#pragma unroll 1
-    for (int c = static_cast<int>(threadIdx.x); c < kBlock.groups * kFusedGroupChannels; c += threads) {
-      const int channel = group * kFusedGroupChannels + c;
-      const bool there = channel < m.channels;
-      store_shared(factors + c * 4, there ? scale[channel] : 0.f);
-      store_shared(factors + (kBlock.groups * kFusedGroupChannels + c) * 4, there ? shift[channel] : 0.f);
     }
   }
 };
@@ -255,16 +169,16 @@ class FusedBand {
 };
 
 template <typename T, int K, int kSteps>
-__global__ void __launch_bounds__(fused_block(K, kSteps).most_threads, fused_block(K, kSteps).residents)
+__global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_block(K, kSteps, 1).residents)
     fused_kernel(const __grid_constant__ FusedMarch m, const T* __restrict__ x,
                  const T* __restrict__ features, const T* __restrict__ weight, const T* __restrict__ bias,
                  const float* __restrict__ scale, const float* __restrict__ shift, T* __restrict__ y) {
   using F = Fused<K, kSteps>;
-  constexpr int kGroups = F::kBlock.groups, kPairs = kFusedTileRows / 2;
+  constexpr int kGroups = F::kBlock.groups, kPairs = kFusedTileRows / 2, kTileColumns = F::kTileColumns;
   const int threads = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
   const int tile = warp / F::kWarpsOfTile, sub = (warp - tile * F::kWarpsOfTile) * F::kBlock.warp_groups;
-  const int columns = m.runs * kFusedTileColumns, position = tile * kFusedTileColumns;
+  const int columns = m.runs * kTileColumns, position = tile * kTileColumns;
   unsigned block = blockIdx.x;
   const int group = static_cast<int>(block % static_cast<unsigned>(m.packs)) * kGroups;
   block /= static_cast<unsigned>(m.packs);
@@ -277,8 +191,8 @@ __global__ void __launch_bounds__(fused_block(K, kSteps).most_threads, fused_blo
 
   const Spot pixels = shared_memory();
   const Spot weights = pixels + F::kLayout.ring * m.pixel_row;
-  const Spot factors = weights + kGroups * F::kLayout.group_weight;
-  const Spot all_results = factors + kGroups * 2 * kFusedGroupChannels * 4;
+  const FusedEpilogue<kGroups> epilogue(m, weights + kGroups * F::kLayout.group_weight, scale != nullptr);
+  const Spot all_results = weights + kGroups * F::kLayout.group_weight + FusedEpilogue<kGroups>::kBytes;
   const Spot reduced = all_results + m.runs * F::kWarpsOfTile * F::kLayout.result;
   const Spot results = all_results + warp * F::kLayout.result;
 
@@ -294,19 +208,19 @@ __global__ void __launch_bounds__(fused_block(K, kSteps).most_threads, fused_blo
     feature_rows.bring(row, kFusedTileRows, feature_slot, m.height, m.width,
                        [&](int column) { return column * F::kLayout.feature + feature_rows.piece * 16; });
     const int shared = first ? 0 : K - 1;
-    pixel_rows.bring(row - K / 2 + shared, kFusedTileRows + K - 1 - shared, slot + shared, m.height, m.width,
-                     [&](int column) { return F::pixel_place(column, pixel_rows.piece * 16); });
+    pixel_rows.bring(
+        row - K / 2 + shared, kFusedTileRows + K - 1 - shared, slot + shared, m.height, m.width,
+        [&](int column) { return fused_pixel_place<F::kBlock.groups>(column, pixel_rows.piece * 16); });
     commit_copies();
   };
-  F::bring_weights(m, group, weight, bias, scale, shift, weights, factors);
+  F::bring_weights(m, group, weight, bias, weights);
+  epilogue.bring(m, group, scale, shift);
   bring(first_row, 0, 0, true);
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
   FusedBand<T, K, kSteps> band_of(lane);
-  uint32_t places = 0;  // of the taps of position `quad`: the first two of four columns, or the last two
-#pragma unroll
-  for (int k = 0; k < 4; ++k) places |= (k >= quad / 2 ? 0x40004u : 0xe000eu) << 4 * k;
+  const uint32_t places = fused_places(quad / 2);
   // Rows of E and of O: matrices (positions 0-7, channels 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15).
   const auto feature_lane = [&](int odd) {
     const int row = matrix % 2 * 2 + ((i & 1) ^ odd), column = position + (i & ~1) + odd;
@@ -315,9 +229,9 @@ __global__ void __launch_bounds__(fused_block(K, kSteps).most_threads, fused_blo
   const int lane_of_e = feature_lane(0), lane_of_o = feature_lane(1);
   // Of x: eight channels of columns k of matrices (row 2u, k 0-7), (2u, 8-15), (2u + 1, 0-7), (2u + 1, 8-15).
   const int k_of_lane = matrix % 2 * 8 + i;
-  const int pixel_lane =
-      F::pixel_place(position + k_of_lane / 4 * 2 + k_of_lane % 2 + k_of_lane / 2 % 2 * 8, 0) +
-      matrix / 2 * m.pixel_row;
+  const int pixel_lane = fused_pixel_place<F::kBlock.groups>(
+                             position + k_of_lane / 4 * 2 + k_of_lane % 2 + k_of_lane / 2 % 2 * 8, 0) +
+                         matrix / 2 * m.pixel_row;
   // Results: 16 positions (8 of two rows) x 32 bytes, whose halves are swapped for every other four
   // positions.
   const int result_to = (matrix / 2 * 8 + i) * 32 + ((matrix ^ i >> 2) & 1) * 16;
@@ -396,21 +310,15 @@ __global__ void __launch_bounds__(fused_block(K, kSteps).most_threads, fused_blo
         }
       }
 
-      const auto rounded = [&](float low, float high, int octet) {
-        if (scale != nullptr) {
-          constexpr int kToShift = kGroups * kFusedGroupChannels * 4;
-          const Spot of_channel = factors + ((sub + g) * kFusedGroupChannels + octet * 8 + 2 * t) * 4;
-          low = low * load_shared<float>(of_channel) + load_shared<float>(of_channel + kToShift);
-          high = high * load_shared<float>(of_channel + 4) + load_shared<float>(of_channel + kToShift + 4);
-        }
-        return m.relu != 0 ? pack_positive(low, high, T{}) : pack(low, high, T{});
+      const auto rounded = [&](const float (&pair)[4], int first, int octet) {
+        return epilogue.rounded(pair[first], pair[first + 1],
+                                (sub + g) * kFusedGroupChannels + octet * 8 + 2 * t, T{});
       };
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) {
         const float (&v)[2][4] = sums[p];
-        store_matrices(results + p * 512 + result_to, rounded(v[0][0], v[0][1], 0),
-                       rounded(v[1][0], v[1][1], 1), rounded(v[0][2], v[0][3], 0),
-                       rounded(v[1][2], v[1][3], 1));
+        store_matrices(results + p * 512 + result_to, rounded(v[0], 0, 0), rounded(v[1], 0, 1),
+                       rounded(v[0], 2, 0), rounded(v[1], 2, 1));
       }
       __syncwarp();
 #pragma unroll

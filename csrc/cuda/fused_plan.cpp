@@ -7,12 +7,14 @@
 namespace involution {
 namespace {
 
+int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
+
 const char* why_none(const FusedProblem& p) {
   if (p.group_channels != kFusedGroupChannels) return "a group does not have 16 channels";
   if (p.kernel[0] != p.kernel[1] || (p.kernel[1] != 3 && p.kernel[1] != 5 && p.kernel[1] != 7)) {
     return "the kernel is not 3x3, 5x5 or 7x7";
   }
-  if (p.stride[0] != 1 || p.stride[1] != 1) return "there is a stride";
+  if (p.stride[0] != p.stride[1] || (p.stride[0] != 1 && p.stride[0] != 2)) return "the stride is not 1 or 2";
   if (p.reduced % 8 != 0 || p.reduced > 128) return "the reduced channels are not a multiple of 8 up to 128";
   // Places in an image are 32 bits.
   const int64_t image = p.height * p.width * std::max(p.channels, p.reduced) * 2;
@@ -30,17 +32,18 @@ class Search {
       : p_(problem),
         limits_(limits),
         plan_(*plan),
-        block_(fused_block(plan->kernel, plan->steps)),
-        layout_(fused_layout(plan->kernel, plan->steps)) {}
+        block_(fused_block(plan->kernel, plan->steps, plan->stride)),
+        layout_(fused_layout(plan->kernel, plan->steps, plan->stride)),
+        tile_columns_(fused_tile_columns(plan->stride)) {}
 
   // False where no block fits.
   bool run() {
-    const auto needed = static_cast<int>((p_.width + kFusedTileColumns - 1) / kFusedTileColumns);
+    const FusedMarch& m = plan_.march;
+    const int needed = ceil_div(m.result_width, tile_columns_);
     double least = 0;
     bool found = false;
     for (int runs = 1; runs <= needed && warps_of(runs) * 32 <= block_.most_threads; ++runs) {
-      const auto most_chunks = static_cast<int>((p_.height + kFusedTileRows - 1) / kFusedTileRows);
-      for (int chunks = 1; chunks <= most_chunks; ++chunks) {
+      for (int chunks = 1; chunks <= ceil_div(m.result_height, kFusedTileRows); ++chunks) {
         FusedPlan candidate = cut(runs, needed, chunks);
         if (candidate.shared_bytes > limits_.shared_memory_per_block) return found;
         if (candidate.march.chunks != chunks) continue;  // the rows do not come out at so many
@@ -57,13 +60,13 @@ class Search {
   FusedPlan cut(int runs, int needed, int chunks) const {
     FusedPlan plan = plan_;
     FusedMarch& m = plan.march;
-    const int columns = runs * kFusedTileColumns;
+    const int columns = runs * tile_columns_;
     m.runs = runs;
-    m.strips = (needed + runs - 1) / runs;
-    m.packs = (m.groups + block_.groups - 1) / block_.groups;
-    m.chunk_rows = static_cast<int>(fused_round_up((p_.height + chunks - 1) / chunks, kFusedTileRows));
-    m.chunks = static_cast<int>((p_.height + m.chunk_rows - 1) / m.chunk_rows);
-    m.pixel_row = (columns + 8) * layout_.pixel;
+    m.strips = ceil_div(needed, runs);
+    m.packs = ceil_div(m.groups, block_.groups);
+    m.chunk_rows = ceil_div(ceil_div(m.result_height, chunks), kFusedTileRows) * kFusedTileRows;
+    m.chunks = ceil_div(m.result_height, m.chunk_rows);
+    m.pixel_row = (columns * plan.stride + 8) * layout_.pixel;
     m.feature_row = columns * layout_.feature;
     plan.threads = warps_of(runs) * 32;
     plan.blocks = p_.batch * m.packs * m.strips * m.chunks;
@@ -75,22 +78,23 @@ class Search {
   }
 
   double cost_of(const FusedPlan& plan) const {
-    const double instructions = (190. + 21. * plan.steps) * plan.kernel / 7, bytes_a_clock = 16.4,
-                 start = 2500;
+    const double bytes_a_clock = 16.4, start = 2500;
+    const double of_tile = plan.stride == 1 ? 190. + 21. * plan.steps : 150. + 10.5 * plan.steps;
     const FusedMarch& m = plan.march;
-    const double warps = plan.threads / 32.,
-                 of_processor = std::ceil(static_cast<double>(plan.blocks) / limits_.multiprocessors);
+    const double warps = plan.threads / 32.;
+    const double of_processor = std::ceil(static_cast<double>(plan.blocks) / limits_.multiprocessors);
     const int64_t by_memory = limits_.shared_memory_per_multiprocessor / (plan.shared_bytes + 1024);
     const int64_t by_registers = block_.residents * block_.most_threads / plan.threads;
     const auto resident = static_cast<double>(std::max<int64_t>(1, std::min(by_memory, by_registers)));
     const double waves = std::ceil(of_processor / resident), together = std::min(of_processor, resident);
     const double issue = std::min(together * warps / 7, 2.4);
     const double tiles = of_processor * (m.chunk_rows / kFusedTileRows) * warps * block_.warp_groups;
-    const double columns = m.runs * kFusedTileColumns, rows = m.chunk_rows;
+    const double columns = m.runs * tile_columns_, rows = m.chunk_rows;
+    const double read = (columns * plan.stride + 8) * (rows * plan.stride + plan.kernel - 1);
     const double bytes = of_processor * block_.groups * 32. *
-                         (columns * rows + (columns + 8) * (rows + plan.kernel - 1) +
-                          columns * rows * m.reduced / 16. / block_.groups);
-    return std::max(tiles * instructions / issue, bytes / bytes_a_clock) + waves * start;
+                         (columns * rows + read + columns * rows * m.reduced / 16. / block_.groups);
+    const double work = tiles * of_tile * plan.kernel / 7 / issue;
+    return std::max(work, bytes / bytes_a_clock) + waves * start;
   }
 
   const FusedProblem& p_;
@@ -98,6 +102,7 @@ class Search {
   FusedPlan& plan_;
   const FusedBlock block_;
   const FusedLayout layout_;
+  const int tile_columns_;
 };
 
 }  // namespace
@@ -107,13 +112,16 @@ FusedPlan make_fused_plan(const FusedProblem& problem, const DeviceLimits& limit
   plan.reason = why_none(problem);
   if (plan.reason != nullptr) return plan;
   plan.kernel = static_cast<int>(problem.kernel[0]);
-  for (plan.steps = 1; plan.steps * 16 < problem.reduced;) plan.steps *= 2;
+  plan.stride = static_cast<int>(problem.stride[0]);
+  for (plan.steps = plan.stride; plan.steps * 16 < problem.reduced;) plan.steps *= 2;
   FusedMarch& m = plan.march;
   m.channels = static_cast<int>(problem.channels);
   m.groups = static_cast<int>(problem.channels / kFusedGroupChannels);
   m.reduced = static_cast<int>(problem.reduced);
   m.height = static_cast<int>(problem.height);
   m.width = static_cast<int>(problem.width);
+  m.result_height = ceil_div(m.height, plan.stride);
+  m.result_width = ceil_div(m.width, plan.stride);
   if (!Search(problem, limits, &plan).run()) {
     plan.reason = "no block fits into shared memory";
   } else if (plan.blocks >= int64_t{1} << 31) {
@@ -129,11 +137,11 @@ std::string describe(const FusedPlan& plan) {
     return text.str();
   }
   const FusedMarch& m = plan.march;
-  text << "fused " << plan.kernel << "x" << plan.kernel << ": " << plan.blocks << " blocks of "
-       << plan.threads / 32 << " warps and " << plan.shared_bytes << " bytes; "
-       << fused_block(plan.kernel, plan.steps).groups << " groups, " << m.strips << " strips of "
-       << m.runs * kFusedTileColumns << " columns, " << m.chunks << " chunks of " << m.chunk_rows
-       << " rows; reduced channels in " << plan.steps << " steps of 16";
+  text << "fused " << plan.kernel << "x" << plan.kernel << ", stride " << plan.stride << ": " << plan.blocks
+       << " blocks of " << plan.threads / 32 << " warps and " << plan.shared_bytes << " bytes; "
+       << fused_block(plan.kernel, plan.steps, plan.stride).groups << " groups, " << m.strips << " strips of "
+       << m.runs * fused_tile_columns(plan.stride) << " columns, " << m.chunks << " chunks of "
+       << m.chunk_rows << " rows; reduced channels in " << plan.steps << " steps of 16";
   return text.str();
 }
 

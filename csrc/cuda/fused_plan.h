@@ -9,27 +9,25 @@
 
 namespace involution {
 
-// y = involution(x, weight * features + bias) with windows centred at their positions ("same"); channels are
-// the innermost axis of x, features and y, and nothing lies between their elements.
+// y = involution(x, weight * features + bias) with windows centred at positions o * stride ("same"); channels
+// are the innermost axis of x, features and y, and nothing lies between their elements.
 struct FusedProblem {
   int64_t batch;
   int64_t channels;
   int64_t group_channels;
   int64_t reduced;  // channels of the features
-  int64_t height;   // of x, features and y
+  int64_t height;   // of x; features and y have ceil(height / stride) rows
   int64_t width;
   int64_t kernel[2];
   int64_t stride[2];
 };
 
 constexpr int kFusedGroupChannels = 16;
-constexpr int kFusedTileRows = 4;  // of the result, and columns, that a warp computes at once
-constexpr int kFusedTileColumns = 8;
+constexpr int kFusedTileRows = 4;  // of the result, that a warp computes at once
+constexpr int fused_tile_columns(int stride) { return stride == 1 ? 8 : 4; }
 
-constexpr int64_t fused_round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-// What a block of the kernel for `K` x `K` windows and up to 16 * `steps` reduced channels is made of: on an
-// H200 the fastest of those that were tried for K = 7 on RedNet's map with so many channels.
+// What a block of the kernel for `K` x `K` windows and up to 16 * `steps` reduced channels is made of: with
+// stride 1, the fastest on an H200 of those that were tried for K = 7 on RedNet's map with so many channels.
 struct FusedBlock {
   int groups;
   int warp_groups;  // of these, those that one warp computes, one after the other
@@ -38,47 +36,50 @@ struct FusedBlock {
   bool held;      // a warp keeps the weights of its one group in registers
 };
 
-constexpr FusedBlock fused_block(int K, int steps) {
+constexpr FusedBlock fused_block(int K, int steps, int stride) {
+  if (stride == 2) return {2, 1, 256, 2, false};
   if (steps == 1) return K == 3 ? FusedBlock{2, 2, 448, 2, false} : FusedBlock{4, 1, 512, 1, true};
   if (steps == 2) return {2, 2, 128, 4, false};
   if (steps == 4) return {4, 2, 128, 3, false};
   return {4, 1, 128, 2, false};
 }
 
-// How a block lies in shared memory, in bytes. The kernel and the plan have it from here.
+// How a block lies in shared memory, in bytes but for `ring`. The kernels and the plan have it from here.
 struct FusedLayout {
   int pixel;         // of a column of x
-  int feature;       // of a column of the features, or of a row of the weight
-  int weight_rows;   // of a group: 8 for each row of the kernel, and one of zeros
-  int group_weight;  // of a group
-  int ring;          // rows of x: those that a step meets, and the next step's
+  int feature;       // of a column of the features; 0: they do not pass through shared memory
+  int weight_rows;   // of a group: 8 for each row of the kernel, and with stride 1 one of zeros in front
+  int weight_row;    // of the weight
+  int group_weight;  // of a group, the biases included
+  int ring;          // rows of x: those that a step meets, and those that the next one brings
   int result;        // of a warp's tile
 };
 
-constexpr FusedLayout fused_layout(int K, int steps) {
-  const int feature = steps * 32 + 16, rows = 8 * K + 1;
-  const int pixel = fused_block(K, steps).groups * 32;
-  return {pixel,
-          feature,
-          rows,
-          rows * feature,
-          kFusedTileRows * 2 + K - 1,
-          kFusedTileRows * kFusedTileColumns * 32};
+constexpr FusedLayout fused_layout(int K, int steps, int stride) {
+  const int pixel = fused_block(K, steps, stride).groups * 32;
+  const int tile = kFusedTileRows * fused_tile_columns(stride) * 32;
+  if (stride == 1) {
+    const int row = steps * 32 + 16, rows = 8 * K + 1;
+    return {pixel, row, rows, row, rows * row, 2 * kFusedTileRows + K - 1, tile};
+  }
+  return {pixel, 0, 8 * K, steps * 32, 8 * K * steps * 32 + K * 64, 4 * kFusedTileRows + K - 1, tile};
 }
 
-// The kernel's parameters. A block owns a pack of groups, a strip of `runs` tiles' columns and a chunk of
+// The kernels' parameters. A block owns a pack of groups, a strip of `runs` tiles' columns and a chunk of
 // rows.
 struct FusedMarch {
   int channels;
   int groups;
   int reduced;
-  int height;
+  int height;  // of x
   int width;
+  int result_height;
+  int result_width;
   int runs;
   int packs;  // a grid is packs * strips * chunks * images
   int strips;
   int chunks;
-  int chunk_rows;   // a multiple of a tile's
+  int chunk_rows;   // of the result, a multiple of a tile's
   int pixel_row;    // bytes of a row of x in shared memory
   int feature_row;  // and of the features
   int relu;
@@ -88,6 +89,7 @@ struct FusedPlan {
   const char* reason;  // why there is none, or null
   FusedMarch march;
   int kernel;
+  int stride;
   int steps;  // of 16 reduced channels: 1, 2, 4 or 8
   int threads;
   int64_t shared_bytes;

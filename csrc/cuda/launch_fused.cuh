@@ -3,6 +3,7 @@
 
 #include "fused.cuh"
 #include "fused_launcher.h"
+#include "fused_strided.cuh"
 
 namespace involution {
 
@@ -16,6 +17,11 @@ cudaError_t launch_fused(const FusedPlan& plan, const FusedOperands<T>& operands
   };
   const auto of_size = [&](auto k) {
     constexpr int K = decltype(k)::value;
+    if (plan.stride == 2) {
+      if (plan.steps == 2) return run(&fused_strided_kernel<T, K, 2>);
+      if (plan.steps == 4) return run(&fused_strided_kernel<T, K, 4>);
+      return run(&fused_strided_kernel<T, K, 8>);
+    }
     if (plan.steps == 1) return run(&fused_kernel<T, K, 1>);
     if (plan.steps == 2) return run(&fused_kernel<T, K, 2>);
     if (plan.steps == 4) return run(&fused_kernel<T, K, 4>);

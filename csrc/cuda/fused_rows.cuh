@@ -1,0 +1,138 @@
+// What the fused kernels have in common: rows of a map on their way into shared memory, and the epilogue.
+#pragma once
+
+#include "fused_plan.h"
+#include "scalar.cuh"
+
+namespace involution {
+
+// Rows of a map on their way into a ring in shared memory. A thread copies the same 16 bytes of every step-th
+// column of every kRows-th row.
+template <int kPieces, int kRows>
+class FusedRows {
+ public:
+  // `columns` from `first_column` on, of which the first `wanted` are those of the map and the others zeros.
+  __device__ __forceinline__ FusedRows(const void* image, int channels, int first_channel, int first_column,
+                                       int columns, int wanted, Spot ring, int ring_rows, int pitch,
+                                       int threads)
+      : piece(static_cast<int>(threadIdx.x) % kPieces),
+        image_(static_cast<const unsigned char*>(image)),
+        exists_(piece * 8 < channels - first_channel),
+        row_(static_cast<int>(threadIdx.x) / kPieces % kRows),
+        column_(static_cast<int>(threadIdx.x) / (kPieces * kRows)),
+        step_(threads / (kPieces * kRows)),
+        first_column_(first_column),
+        columns_(columns),
+        wanted_(wanted),
+        column_bytes_(static_cast<unsigned>(channels) * 2),
+        offset_(static_cast<unsigned>(first_channel + piece * 8) * 2),
+        ring_(ring),
+        ring_rows_(ring_rows),
+        pitch_(pitch) {}
+
+  // `rows` rows from `first` on, the first of them to row `slot` of the ring. `place(column)` is where in a
+  // row the thread's piece of it goes.
+  template <typename Place>
+  __device__ __forceinline__ void bring(int first, int rows, int slot, int height, int width,
+                                        const Place& place) const {
+    if (slot >= ring_rows_) slot -= ring_rows_;
+#pragma unroll 1
+    for (int r = row_; r < rows; r += kRows) {
+      const int row = first + r;
+      const bool inside = exists_ && static_cast<unsigned>(row) < static_cast<unsigned>(height);
+      const int at = slot + r < ring_rows_ ? slot + r : slot + r - ring_rows_;
+      const Spot to = ring_ + at * pitch_;
+      // Outside of the map the place wraps around, and nothing is read there.
+      unsigned from = (static_cast<unsigned>(row) * static_cast<unsigned>(width) +
+                       static_cast<unsigned>(first_column_ + column_)) *
+                          column_bytes_ +
+                      offset_;
+#pragma unroll 1
+      for (int column = column_; column < columns_; column += step_) {
+        copy_or_clear<16>(to + place(column), image_ + from,
+                          inside && column < wanted_ &&
+                              static_cast<unsigned>(first_column_ + column) < static_cast<unsigned>(width));
+        from += static_cast<unsigned>(step_) * column_bytes_;
+      }
+    }
+  }
+
+  const int piece;
+
+ private:
+  const unsigned char* const image_;
+  const bool exists_;
+  const int row_;
+  const int column_;
+  const int step_;
+  const int first_column_;
+  const int columns_;
+  const int wanted_;
+  const unsigned column_bytes_;
+  const unsigned offset_;  // of the piece, in a column
+  const Spot ring_;
+  const int ring_rows_;
+  const int pitch_;
+};
+
+// Where 16 bytes of column c lie in a row of x with kGroups groups: the eight columns of a matrix, 0-3 and
+// 8-11 or 4-7 and 12-15 of a window, are in different banks.
+template <int kGroups>
+__device__ __forceinline__ int fused_pixel_place(int c, int bytes) {
+  static_assert(kGroups == 2 || kGroups == 4, "columns of x are 64 or 128 bytes");
+  const int key = kGroups == 2 ? c / 2 % 2 + c / 8 % 2 * 2 : c % 4 + c / 8 % 2 * 4;
+  return c * kGroups * 32 + (bytes ^ key * 16);
+}
+
+// Two bits for each of two taps among four columns, for the position with this number: the first two of the
+// four, or the last two (multiply_add_sparse). The same for the rows of a tile's upper and lower half.
+__device__ __forceinline__ uint32_t fused_places(int position) {
+  uint32_t places = 0;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) places |= (k >= position ? 0x40004u : 0xe000eu) << 4 * k;
+  return places;
+}
+
+// y * scale + shift of a pair of channels, and zeros for negative values, where these are asked for.
+template <int kGroups>
+class FusedEpilogue {
+ public:
+  static constexpr int kBytes = kGroups * 2 * kFusedGroupChannels * 4;
+
+  __device__ __forceinline__ FusedEpilogue(const FusedMarch& m, Spot factors, bool affine)
+      : factors_(factors), affine_(affine), relu_(m.relu != 0) {}
+
+  // All threads of the block bring the factors of its groups.
+  __device__ __forceinline__ void bring(const FusedMarch& m, int group, const float* scale,
+                                        const float* shift) const {
+    if (!affine_) return;
+#pragma unroll 1
+    for (int c = static_cast<int>(threadIdx.x); c < kGroups * kFusedGroupChannels;
+         c += static_cast<int>(blockDim.x)) {
+      const int channel = group * kFusedGroupChannels + c;
+      const bool there = channel < m.channels;
+      store_shared(factors_ + c * 4, there ? scale[channel] : 0.f);
+      store_shared(factors_ + kToShift + c * 4, there ? shift[channel] : 0.f);
+    }
+  }
+
+  // `channel` of the block's, and the one behind it.
+  template <typename T>
+  __device__ __forceinline__ uint32_t rounded(float low, float high, int channel, T) const {
+    if (affine_) {
+      const Spot at = factors_ + channel * 4;
+      low = low * load_shared<float>(at) + load_shared<float>(at + kToShift);
+      high = high * load_shared<float>(at + 4) + load_shared<float>(at + kToShift + 4);
+    }
+    return relu_ ? pack_positive(low, high, T{}) : pack(low, high, T{});
+  }
+
+ private:
+  static constexpr int kToShift = kGroups * kFusedGroupChannels * 4;
+
+  const Spot factors_;
+  const bool affine_;
+  const bool relu_;
+};
+
+}  // namespace involution

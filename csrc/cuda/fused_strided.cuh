@@ -1,0 +1,248 @@
+// The fused layer (fused.cuh) with a stride of 2: windows are centred at 2*o, and the features have the
+// result's resolution.
+//
+//   k[p, g, kh, kw] = bias + sum_r weight[g*K*K + kh*K + kw, r] * features[p, r]
+//   y[p, c]         = sum_kh,kw k[p, c/16, kh, kw] * x[2p + (kh, kw) - K/2, c], then perhaps y*scale + shift,
+//   ReLU
+//
+// A warp owns a tile of 4 x 4 positions and one group. For each row kh of the kernel:
+//
+//   1. k     D[16 positions x 8 taps] = features (16 x R, from global memory to registers) * weight^T + bias,
+//            which is what the sums begin with. The order of the reduced channels does not matter, so that a
+//            lane takes 8 neighbours of its position, and of its tap, at once.
+//   2. band  Position n of four neighbours has its taps in columns 2n .. 2n + K - 1 of 16: pairs n + e, all
+//   at
+//            even columns. Lane t of a quad has pair t of the columns or pair t + 4: one shuffle in the quad.
+//   3. y     As with stride 1, the shuffled registers are operand A of the sparse product. Its 16 rows are
+//   the
+//            tile's positions, its 32 columns rows 2u and 2u + 1 of x. Row i of x meets row j of the tile
+//            with kernel row i - 2j, so that a register is of kernel row i or i - 2 by lane (i - 4 or i - 6
+//            in the lower half).
+//
+// Warp instructions of 16 positions and a group, K = 7: k 7 HMMA and 3.5 LDS for each 16 reduced channels, 7
+// LDS; band 14 F2FP, 14 SHFL; y 18 SEL, 14 HMMA.SP, 14 LDSM; results 4 F2FP, STSM, LDS, STG. Bytes of a
+// position and group: x 4 * 32, features 2R / 2, y 32.
+//
+// Besides its taps a position multiplies by zero columns up to 15 - K behind its window, and in its columns
+// rows of x from 9 above to 10 below its own, and makes NaN of a NaN or infinity there.
+#pragma once
+
+#include "fused_rows.cuh"
+
+namespace involution {
+
+template <int K, int kSteps>
+struct FusedStrided {
+  static constexpr FusedBlock kBlock = fused_block(K, kSteps, 2);
+  static constexpr FusedLayout kLayout = fused_layout(K, kSteps, 2);
+  static constexpr int kTileColumns = fused_tile_columns(2);
+  static constexpr int kUnits = (K + 7) / 2;                  // pairs of rows of x that a step meets
+  static constexpr int kChunks = kSteps / 2;                  // of 32 reduced channels
+  static constexpr int kPieces = kSteps * 2;                  // of 16 bytes in a row of the weight
+  static constexpr int kBiases = 8 * K * kLayout.weight_row;  // where a group's begin
+  static_assert(kSteps % 2 == 0 && kBlock.warp_groups == 1, "a lane takes 8 of 32 channels of one group");
+
+  // Two rows of the weight are in different banks where eight lanes read 64 bytes of each.
+  static __device__ __forceinline__ int weight_place(int row, int piece) {
+    return row * kLayout.weight_row + (piece ^ (kSteps > 2 ? row % 2 * 4 : 0)) * 16;
+  }
+
+  // Row 8*kh + kw of a group's weight is tap (kh, kw), the others are zeros. Of the biases of kernel row kh
+  // lane t has those of taps 2t and 2t + 1, twice.
+  template <typename T>
+  static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
+                                                       const T* bias, Spot weights) {
+    const int threads = static_cast<int>(blockDim.x);
+#pragma unroll 1
+    for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * 8 * K * kPieces; e += threads) {
+      const int piece = e % kPieces, row = e / kPieces % (8 * K), g = e / kPieces / (8 * K);
+      const int64_t tap = static_cast<int64_t>(group + g) * (K * K) + row / 8 * K + row % 8;
+      copy_or_clear<16>(weights + g * kLayout.group_weight + weight_place(row, piece),
+                        weight + tap * m.reduced + piece * 8,
+                        row % 8 < K && group + g < m.groups && piece * 8 < m.reduced);
+    }
+#pragma unroll 1
+    for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * 8 * K; e += threads) {
+      const int row = e % (8 * K), g = e / (8 * K), tap = row % 8;
+      const bool there = bias != nullptr && tap < K && group + g < m.groups;
+      const int64_t from = static_cast<int64_t>(group + g) * (K * K) + row / 8 * K + tap;
+      const float value = there ? widen(bias[from]) : 0.f;
+      const Spot to =
+          weights + g * kLayout.group_weight + kBiases + row / 8 * 64 + tap / 2 * 16 + tap % 2 * 4;
+      store_shared(to, value);
+      store_shared(to + 8, value);
+    }
+  }
+};
+
+template <typename T, int K, int kSteps>
+__global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_block(K, kSteps, 2).residents)
+    fused_strided_kernel(const __grid_constant__ FusedMarch m, const T* __restrict__ x,
+                         const T* __restrict__ features, const T* __restrict__ weight,
+                         const T* __restrict__ bias, const float* __restrict__ scale,
+                         const float* __restrict__ shift, T* __restrict__ y) {
+  using F = FusedStrided<K, kSteps>;
+  constexpr int kGroups = F::kBlock.groups, kTileColumns = F::kTileColumns;
+  const int threads = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
+  const int tile = warp / kGroups, sub = warp - tile * kGroups;
+  const int columns = m.runs * kTileColumns, position = tile * kTileColumns;
+  unsigned block = blockIdx.x;
+  const int group = static_cast<int>(block % static_cast<unsigned>(m.packs)) * kGroups;
+  block /= static_cast<unsigned>(m.packs);
+  const int first_column = static_cast<int>(block % static_cast<unsigned>(m.strips)) * columns;
+  block /= static_cast<unsigned>(m.strips);
+  const int first_row = static_cast<int>(block % static_cast<unsigned>(m.chunks)) * m.chunk_rows;
+  const int64_t image = block / static_cast<unsigned>(m.chunks);
+  const int end_row = first_row + m.chunk_rows < m.result_height ? first_row + m.chunk_rows : m.result_height;
+  const int steps = (end_row - first_row + kFusedTileRows - 1) / kFusedTileRows;
+
+  const Spot pixels = shared_memory();
+  const Spot weights = pixels + F::kLayout.ring * m.pixel_row;
+  const FusedEpilogue<kGroups> epilogue(m, weights + kGroups * F::kLayout.group_weight, scale != nullptr);
+  const Spot results =
+      weights + kGroups * F::kLayout.group_weight + FusedEpilogue<kGroups>::kBytes + warp * F::kLayout.result;
+
+  const FusedRows<kGroups * 2, 4> pixel_rows(x + image * m.height * m.width * m.channels, m.channels,
+                                             group * kFusedGroupChannels, 2 * first_column - K / 2,
+                                             2 * columns + 8, 2 * columns + K - 2, pixels, F::kLayout.ring,
+                                             m.pixel_row, threads);
+  // Of the step whose first row of the result is `row` and meets rows of x from `slot` of the ring on: what
+  // it does not share with the step before.
+  constexpr int kStepRows = 2 * kFusedTileRows;
+  const auto bring = [&](int row, int slot, bool first) {
+    const int shared = first ? 0 : 2 * F::kUnits - kStepRows;
+    pixel_rows.bring(2 * row - K / 2 + shared, 2 * F::kUnits - shared, slot + shared, m.height, m.width,
+                     [&](int column) { return fused_pixel_place<kGroups>(column, pixel_rows.piece * 16); });
+    commit_copies();
+  };
+  F::bring_weights(m, group, weight, bias, weights);
+  epilogue.bring(m, group, scale, shift);
+  bring(first_row, 0, true);
+
+  // ---- what a lane has to do with ----
+  const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
+  const int source_lane = quad * 4 + ((t - quad) & 3);  // of the pair of taps that the lane's columns meet
+  const uint32_t places = fused_places(quad % 4);
+  const bool upper = quad < 4;  // rows 0 and 2 of the tile, or 1 and 3
+  // Of the features a lane reads channels 8t .. 8t + 7 of every 32, of positions `quad` and quad + 8 of the
+  // tile.
+  const int feature_column = first_column + position + quad % 4;
+  const T* const of_image = features + image * m.result_height * m.result_width * m.reduced;
+  const auto read_features = [&](int row, uint4(&read)[F::kChunks][2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int of_map = row + quad / 4 + half * 2;
+      const bool inside = of_map < m.result_height && feature_column < m.result_width;
+      const T* from =
+          of_image + (static_cast<int64_t>(of_map) * m.result_width + feature_column) * m.reduced + t * 8;
+#pragma unroll
+      for (int k = 0; k < F::kChunks; ++k) {
+        read[k][half] = uint4{0, 0, 0, 0};
+        if (inside && k * 32 + t * 8 < m.reduced) {
+          read[k][half] = *reinterpret_cast<const uint4*>(from + k * 32);
+        }
+      }
+    }
+  };
+  uint4 read[F::kChunks][2];  // of the next step
+  read_features(first_row, read);
+  // Of tap `quad`: even and odd 32 channels.
+  const int weight_lane[2] = {F::weight_place(quad, t), F::weight_place(quad, t + 4) - 64};
+  // Of x: eight channels of columns k of matrices (row 2u, k 0-7), (2u, 8-15), (2u + 1, 0-7), (2u + 1, 8-15).
+  const int k_of_lane = matrix % 2 * 8 + i;
+  const int pixel_lane = fused_pixel_place<kGroups>(
+                             2 * position + k_of_lane / 4 * 2 + k_of_lane % 2 + k_of_lane / 2 % 2 * 8, 0) +
+                         matrix / 2 * m.pixel_row;
+  const int pixel_now = pixel_lane ^ sub * 32;
+  // Results: 16 positions x 32 bytes, whose halves are swapped for every other four positions.
+  const int result_to = (matrix / 2 * 8 + i) * 32 + ((matrix ^ i >> 2) & 1) * 16;
+  const int result_from = lane / 2 * 32 + ((lane ^ lane >> 3) & 1) * 16;
+  const int column = first_column + position + lane / 2 % 4;
+  y += ((image * m.result_height + first_row + lane / 8) * m.result_width + column) * m.channels +
+       (group + sub) * kFusedGroupChannels + lane % 2 * 8;
+  const Spot group_weights = weights + sub * F::kLayout.group_weight;
+  const Spot group_biases = group_weights + F::kBiases + t * 16;
+
+  int first_slot = 0;  // of the ring
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    const int first_of_step = first_row + step * kFusedTileRows;
+    wait_for_copies<0>();
+    meet();
+    if (step + 1 < steps) bring(first_of_step + kFusedTileRows, first_slot + kStepRows, false);
+
+    uint32_t of_tile[kSteps][4];
+#pragma unroll
+    for (int k = 0; k < F::kChunks; ++k) {
+      const uint4 low = read[k][0], high = read[k][1];
+      of_tile[2 * k][0] = low.x, of_tile[2 * k][1] = high.x;
+      of_tile[2 * k][2] = low.y, of_tile[2 * k][3] = high.y;
+      of_tile[2 * k + 1][0] = low.z, of_tile[2 * k + 1][1] = high.z;
+      of_tile[2 * k + 1][2] = low.w, of_tile[2 * k + 1][3] = high.w;
+    }
+    if (step + 1 < steps) read_features(first_of_step + kFusedTileRows, read);
+    int unit_rows[F::kUnits];
+#pragma unroll
+    for (int u = 0; u < F::kUnits; ++u) {
+      const int slot = first_slot + 2 * u;
+      unit_rows[u] = (slot < F::kLayout.ring ? slot : slot - F::kLayout.ring) * m.pixel_row;
+    }
+    first_slot += kStepRows;
+    if (first_slot >= F::kLayout.ring) first_slot -= F::kLayout.ring;
+    if (group + sub >= m.groups) continue;
+
+    uint32_t band[2][K];  // the lane's pair of taps by kernel row: of rows 0-1 and 2-3 of the tile
+    const auto make_band = [&](int kh) {
+      const float4 begin = load_shared<float4>(group_biases + kh * 64);
+      float d[4] = {begin.x, begin.y, begin.z, begin.w};
+#pragma unroll
+      for (int k = 0; k < F::kChunks; ++k) {
+        const uint4 taps =
+            load_shared<uint4>(group_weights + kh * 8 * F::kLayout.weight_row + weight_lane[k % 2] + k * 64);
+        multiply_add(d, of_tile[2 * k], taps.x, taps.y, T{});
+        multiply_add(d, of_tile[2 * k + 1], taps.z, taps.w, T{});
+      }
+      band[0][kh] = __shfl_sync(0xffffffffu, pack(d[0], d[1], T{}), source_lane);
+      band[1][kh] = __shfl_sync(0xffffffffu, pack(d[2], d[3], T{}), source_lane);
+    };
+    // Of kernel row kh for rows 0 and 2 of the tile, kh - 2 for rows 1 and 3; zeros where there is none.
+    const auto of_kernel_row = [&](int half, int kh) {
+      const bool first_exists = kh >= 0 && kh < K, second_exists = kh >= 2 && kh < K + 2;
+      const uint32_t first = first_exists ? band[half][first_exists ? kh : 0] : 0;
+      const uint32_t second = second_exists ? band[half][second_exists ? kh - 2 : 0] : 0;
+      return upper ? first : second;
+    };
+
+    float sums[2][4] = {};  // [channels 0-7, 8-15][(position `quad`: channels 2t, 2t+1), (position quad + 8)]
+#pragma unroll
+    for (int u = 0; u < F::kUnits; ++u) {
+      uint32_t source[2][4];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        load_matrices<4, true>(source[c], pixels + unit_rows[u] + (pixel_now ^ c * 16));
+      }
+      if (2 * u < K) make_band(2 * u);
+      if (2 * u + 1 < K) make_band(2 * u + 1);
+      const uint32_t taps[4] = {of_kernel_row(0, 2 * u), of_kernel_row(1, 2 * u - 4),
+                                of_kernel_row(0, 2 * u + 1), of_kernel_row(1, 2 * u - 3)};
+#pragma unroll
+      for (int c = 0; c < 2; ++c) multiply_add_sparse(sums[c], taps, source[c], places, T{});
+    }
+
+    const auto rounded = [&](int octet, int first) {
+      return epilogue.rounded(sums[octet][first], sums[octet][first + 1],
+                              sub * kFusedGroupChannels + octet * 8 + 2 * t, T{});
+    };
+    store_matrices(results + result_to, rounded(0, 0), rounded(1, 0), rounded(0, 2), rounded(1, 2));
+    __syncwarp();
+    if (column < m.result_width && first_of_step + lane / 8 < end_row) {
+      *reinterpret_cast<uint4*>(y + static_cast<int64_t>(step) * kFusedTileRows * m.result_width *
+                                        m.channels) = load_shared<uint4>(results + result_from);
+    }
+    __syncwarp();
+  }
+  wait_for_copies<0>();  // nothing is left to come
+}
+
+}  // namespace involution
