@@ -1,7 +1,7 @@
-"""Mistakes planted in the marching kernels themselves are caught where the kernels are executed on the host.
+"""Mistakes planted in the kernels themselves are caught where the kernels are executed on the host.
 
-The sources of csrc are copied, one line is changed, and a small program (tests/host/mistaken.cpp) is built from
-the copy, with sanitizers. The unchanged copy passes.
+The sources of csrc are copied, one line is changed, and a small program (tests/host/mistaken.cpp, or mistaken_fused.cpp
+for the fused layer) is built from the copy, with sanitizers. The unchanged copy passes.
 """
 
 import shutil
@@ -64,38 +64,80 @@ MISTAKES = {
         "a race",
     ),
 }
+FUSED_MISTAKES = {
+    "fused, none": ("fused.cuh", "", "", "fused right, strided right"),
+    "fused, no barrier": ("fused.cuh", "    meet();\n", "", "a race"),
+    "fused, no wait": ("fused.cuh", "    wait_for_copies<0>();\n    meet();", "    meet();", "a race"),
+    "fused, no barrier of the warp": (
+        "fused.cuh",
+        "      __syncwarp();\n#pragma unroll\n",
+        "#pragma unroll\n",
+        "a race",
+    ),
+    "fused, columns outside": (
+        "fused_rows.cuh",
+        "inside && column < wanted_ &&",
+        "inside ||",
+        "AddressSanitizer",
+    ),
+    "fused, places of another position": (
+        "fused.cuh",
+        "fused_places(quad / 2)",
+        "fused_places(quad)",
+        "fused WRONG",
+    ),
+    "strided, a ring too short": (
+        "fused_plan.h",
+        "4 * kFusedTileRows + K - 1",
+        "4 * kFusedTileRows + K - 3",
+        "a race",
+    ),
+    "strided, rows of another lane": (
+        "fused_strided.cuh",
+        "upper ? first : second",
+        "first",
+        "strided WRONG",
+    ),
+}
 
 
-def run(name: str, folder: Path, others: list[Path]) -> str:
+def run(name: str, program: str, mistake: tuple[str, ...], folder: Path, others: list[Path]) -> str:
     """Builds the program with one mistake, of it and the objects `others`, and runs it: what it prints."""
-    file, right, wrong, _ = MISTAKES[name]
+    file, right, wrong, _ = mistake
     sources = folder / "csrc"
     shutil.copytree(host_build.ROOT / "csrc" / "cuda", sources / "cuda")
     shutil.copy(host_build.ROOT / "csrc" / "involution.h", sources)
     text = (sources / "cuda" / file).read_text()
     assert right == "" or text.count(right) == 1, f"{file} has {text.count(right)} times {right!r}"
     (sources / "cuda" / file).write_text(text.replace(right, wrong) if right else text)
-    program = folder / "mistaken"
-    inputs = [host_build.HOST / "mistaken.cpp", *others]
+    inputs = [host_build.HOST / program, *others]
+    if program == "mistaken_fused.cpp":  # a plan that lays a block out otherwise
+        inputs.append(sources / "cuda" / "fused_plan.cpp")
     include = [f"-I{host_build.HOST}", f"-I{sources}"]
     subprocess.run(
-        ["g++", *host_build.FLAGS, *include, *map(str, inputs), "-o", str(program)],
+        ["g++", *host_build.FLAGS, *include, *map(str, inputs), "-o", str(folder / "mistaken")],
         check=True,
         capture_output=True,
     )
     done = subprocess.run(
-        [program], env=host_build.environment(), capture_output=True, text=True, timeout=120
+        [folder / "mistaken"], env=host_build.environment(), capture_output=True, text=True, timeout=120
     )
-    assert (done.returncode == 0) == (name == "none"), done.stdout + done.stderr
+    assert (done.returncode == 0) == name.endswith("none"), f"{name}: {done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
 
-def test_every_mistake_is_caught(tmp_path: Path) -> None:
-    folders = [tmp_path / str(index) for index in range(len(MISTAKES))]
+@pytest.mark.parametrize(
+    ("program", "mistakes"),
+    [("mistaken.cpp", MISTAKES), ("mistaken_fused.cpp", FUSED_MISTAKES)],
+    ids=["march", "fused"],
+)
+def test_every_mistake_is_caught(program: str, mistakes: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
+    folders = [tmp_path / str(index) for index in range(len(mistakes))]
     for folder in folders:
         folder.mkdir()
     others = host_build.objects([host_build.ROOT / "csrc" / "cuda" / "plan.cpp"])  # no mistake is in there
     with ThreadPoolExecutor(2) as pool:
-        outputs = dict(zip(MISTAKES, pool.map(run, MISTAKES, folders, repeat(others)), strict=True))
-    for name, (*_, expected) in MISTAKES.items():
+        arguments = (mistakes, repeat(program), mistakes.values(), folders, repeat(others))
+        outputs = dict(zip(mistakes, pool.map(run, *arguments), strict=True))
+    for name, (*_, expected) in mistakes.items():
         assert expected in outputs[name], f"{name}: {outputs[name][-2000:]}"
