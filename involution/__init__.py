@@ -6,6 +6,7 @@ any order, with CPU and CUDA kernels where they are built and plain PyTorch else
 
 from . import models, reference
 from ._build_info import build_info, cmake_prefix_path, library_path
+from ._fused import fused_available
 from ._version import __version__
 from .conversion import Conversion, ConversionReport, convert
 from .functional import (
@@ -52,6 +53,7 @@ __all__ = [
     "build_info",
     "cmake_prefix_path",
     "convert",
+    "fused_available",
     "involution1d",
     "involution2d",
     "involution3d",

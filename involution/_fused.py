@@ -22,6 +22,7 @@ __all__ = ["Availability", "fused_available"]
 Size = Sequence[int]
 
 # What there are kernels for (csrc/cuda).
+DEVICE_TYPE = "cuda"
 CAPABILITY = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16)
 KERNEL_SIZES = ((3, 3), (5, 5), (7, 7))
@@ -94,7 +95,7 @@ def why_unavailable(
     dilation: Size,
 ) -> str | None:
     """Why there is no fused kernel for an involution, as a sentence, or None where there is one."""
-    if input.device.type != "cuda":
+    if input.device.type != DEVICE_TYPE:
         return f"The fused kernel runs on CUDA devices, but the input is on {input.device.type}."
     if (reason := _why_not_on(input.device.index or 0)) is not None:
         return reason

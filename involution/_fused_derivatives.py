@@ -66,7 +66,7 @@ def gradients(
             points = correlation.reshape(length, weight.shape[0], *features.shape[2:])
             if of_features:
                 hidden.append(pointwise(points, weight.t(), None))
-            flat = points.reshape(length, weight.shape[0], -1)
+            flat = points.reshape(length, weight.shape[0], math.prod(features.shape[2:]))
             if of_weight:
                 weights.append(torch.tensordot(flat, z.flatten(2), ([0, 2], [0, 2])).to(wide))
             if of_bias:

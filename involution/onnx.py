@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._composition import compose
 from .export.program import export_program, map_axes
 
 __all__ = ["export"]
@@ -180,6 +181,7 @@ _PLACEHOLDERS = {
     torch.ops.involution.involution.default: _involution,
     torch.ops.involution.involution_transpose.default: _involution_transpose,
     torch.ops.involution.local_correlation.default: _local_correlation,
+    torch.ops.involution.fused_involution.default: compose,  # which has an involution in it
 }
 
 

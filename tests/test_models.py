@@ -453,7 +453,8 @@ def test_fused_is_the_same_function(stem_kernel_size):
     torch.testing.assert_close(fused(x), copy.deepcopy(model).eval()(x), rtol=1e-10, atol=1e-10)
     assert model.training and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     norms = [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert norms == ["stem.norm2", *(f"stages.{s}.{b}.norm2" for s, b in ((0, 0), (0, 1), (1, 0)))]
+    blocks = ("stem", *(f"stages.{stage}.{block}" for stage, block in ((0, 0), (0, 1), (1, 0))))
+    assert norms == [f"{block}.involution.epilogue.norm" for block in blocks]
     assert not any(parameter.requires_grad for parameter in fused.parameters())
 
 

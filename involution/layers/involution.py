@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _arguments, _library
+from .. import _arguments, _fused, _library
+from .._composition import is_channels_last
+from .._fused import Availability
 from ._shared import AVERAGE_POOLS, RELU, ActivationLayer, NormLayer, check_map, pad_argument, per_axis_text
+from .epilogue import Epilogue
 from .kernel_branch import KernelBranch, KernelNormalizer, factory_arguments
 
 
@@ -33,6 +36,7 @@ class _Involution(KernelBranch):
         activation_layer: ActivationLayer = RELU,
         kernel_normalizer: KernelNormalizer = None,
         bias: bool = True,
+        fused: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -60,6 +64,10 @@ class _Involution(KernelBranch):
             pool: Any = AVERAGE_POOLS[self.axes]
             # What remains of a block at the end is averaged alone, so that every size has its ceil(In / stride).
             self.pool = pool(self.stride, self.stride, ceil_mode=True, count_include_pad=False)
+        if fused is not None and not isinstance(fused, bool):
+            raise TypeError(f"fused must be None, True or False, not {fused!r}.")
+        self.fused = fused
+        self.epilogue: Epilogue | None = None
         self._window = window._replace(stride=self.stride)
         self._centres = pad_argument(
             [ours - centred for ours, centred in zip(window.padding, same.padding, strict=True)],
@@ -77,17 +85,67 @@ class _Involution(KernelBranch):
 
         Raises:
             ValueError: ``input`` has the wrong shape, or the kernel is larger than the padded input.
-            RuntimeError: from the convolutions, for a dtype or device that is not the parameters'.
+            RuntimeError: from the convolutions, for a dtype or device that is not the parameters'; or the layer has
+                ``fused=True``, and there is no fused kernel for this input.
         """
         check_map(input, "input", self.channels, self.axes)
         centres = input
         if self._centres is not None:
             _arguments.output_size(input.shape[2:], self._window, "input")  # before cropping fails on it
             centres = F.pad(input, self._centres)
-        kernels = self.kernels(centres if self.pool is None else self.pool(centres))
+        hidden = self.hidden(centres, self.pool)
+        values = self.values(input)
         # The kernels fix the output size, so an odd zero of the padding, at the end, needs no mention.
         window = (self.stride, self._window.padding, self.dilation)
-        return _library.involution(self.values(input), kernels, *window)
+        if self._takes_fused(values, hidden):
+            epilogue = () if self.epilogue is None else self.epilogue.factors()
+            weight = self.span.weight.flatten(1)
+            return _library.fused_involution(
+                values, hidden, weight, self.span.bias, self.kernel_size, *window, *epilogue
+            )
+        output = _library.involution(values, self.kernels(hidden), *window)
+        return output if self.epilogue is None else self.epilogue(output)
+
+    def fused_available(self, input: Tensor) -> Availability:
+        """Whether there is a fused kernel for this layer and an input, and why not.
+
+        With ``fused=None`` the layer takes the kernel where there is one, but for a few small maps on which it is not
+        the faster way.
+
+        Args:
+            input: ``(B, channels, *In)``; sizes, dtype, device and storage format count. The kernel branch is taken
+                to keep the format.
+
+        Returns:
+            Something that is true or false, and whose ``reason`` is a sentence where it is false.
+        """
+        check_map(input, "input", self.channels, self.axes)
+        out = _arguments.output_size(input.shape[2:], self._window, "input")
+        storage = (
+            torch.channels_last if self.axes == 2 and is_channels_last(input) else torch.contiguous_format
+        )
+
+        def like_input(channels: int, space: Sequence[int]) -> Tensor:
+            shape = (input.shape[0], channels, *space)
+            return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=storage)
+
+        values = input if self.project is None else like_input(self.out_channels, input.shape[2:])
+        return Availability(self._why_not_fused(values, like_input(self.span.in_channels, out)))
+
+    def _why_not_fused(self, values: Tensor, hidden: Tensor) -> str | None:
+        window = (self.kernel_size, self.stride, self._window.padding, self.dilation)
+        return (
+            _fused.why_unavailable(values, hidden, self.span.weight, *window)
+            or self._why_kernels_are_not_a_product()
+        )
+
+    def _takes_fused(self, values: Tensor, hidden: Tensor) -> bool:
+        if self.fused is False:
+            return False
+        reason = self._why_not_fused(values, hidden)
+        if self.fused and reason is not None:
+            raise RuntimeError(f"The layer has fused=True, but cannot take the fused kernel. {reason}")
+        return reason is None and (self.fused is True or _fused.why_slower(hidden) is None)
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
@@ -97,6 +155,8 @@ class _Involution(KernelBranch):
                 parts.append(f"{name}={per_axis_text(getattr(self, name))}")
         if self.padding != "same":
             parts.append(f"padding={self.padding!r}")
+        if self.fused is not None:
+            parts.append(f"fused={self.fused}")
         return ", ".join(parts)
 
 
@@ -151,6 +211,10 @@ class Involution2d(_Involution):
         kernel_normalizer: None, ``"softmax"`` over the points of a kernel (as in CARAFE and DynamicConv), or a
             callable, which takes ``(B, G, KH*KW, Hout, Wout)`` and keeps the shape.
         bias: whether ``span`` has one: the part of the kernels that all positions share.
+        fused: whether to run ``span`` and the involution as one kernel, which never writes the kernels and makes them
+            again in a backward pass. None does so where there is such a kernel and it is the faster way
+            (:meth:`fused_available` says where and why not), True demands it, False never does. Results differ by
+            rounding only.
         device: where the parameters are made.
         dtype: their type.
 
@@ -161,6 +225,9 @@ class Involution2d(_Involution):
         span: 1x1 convolution to ``G * KH * KW`` channels, in this order, row-major.
         project: 1x1 convolution to ``out_channels``, or None.
         pool: the average pool, or None.
+        fused: as given; it may be changed.
+        epilogue: the norm and ReLU behind the layer, where :func:`involution.models.fuse` has put them into it, or
+            None.
 
     Shape:
         ``(B, channels, H, W)`` to ``(B, out_channels, Hout, Wout)``, in the memory format of the input and, outside

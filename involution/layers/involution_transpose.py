@@ -94,7 +94,7 @@ class _InvolutionTranspose(KernelBranch):
             RuntimeError: from the convolutions, for a dtype or device that is not the parameters'.
         """
         check_map(input, "input", self.channels, self.axes)
-        kernels = self.kernels(input)
+        kernels = self.kernels(self.hidden(input))
         values = self.values(input)
         window = (self.stride, self._window.padding, self.dilation)
         return _library.involution_transpose(values, kernels, self._output_size(input.shape[2:]), *window)

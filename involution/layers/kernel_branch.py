@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _arguments
+from .._composition import is_channels_last, pointwise
 from ._shared import (
     CONVOLUTIONS,
     ActivationLayer,
@@ -29,9 +30,9 @@ KernelNormalizer = Callable[[Tensor], Tensor] | str | None
 class KernelBranch(nn.Module):
     """What the layers that make their kernels from their input have in common.
 
-    ``kernels(z) = normalise(span(activation(norm(reduce(z)))))``, viewed as ``(B, G, *K, *space)``. ``reduce`` and
-    ``span`` are 1x1 convolutions, to ``channels // reduction_ratio`` channels and to ``prod(K) * G`` (Li et al.,
-    CVPR 2021, section 3 and figure 1). A subclass names its number of axes.
+    ``kernels(hidden(z)) = normalise(span(activation(norm(reduce(z)))))``, viewed as ``(B, G, *K, *space)``.
+    ``reduce`` and ``span`` are 1x1 convolutions, to ``channels // reduction_ratio`` channels and to ``prod(K) * G``
+    (Li et al., CVPR 2021, section 3 and figure 1). A subclass names its number of axes.
 
     Attributes:
         reduce: the first 1x1 convolution; without a bias where a normalisation follows, which would take it out.
@@ -100,14 +101,29 @@ class KernelBranch(nn.Module):
         if callable(reset):
             reset()
 
-    def kernels(self, features: Tensor) -> Tensor:
-        """``(B, G, *K, *space)``: the kernel of every position of ``features``, ``(B, channels, *space)``."""
-        hidden = self.reduce(features)
+    def hidden(self, features: Tensor, pool: nn.Module | None = None) -> Tensor:
+        """``(B, R, *space)``: what the kernels are made from, of ``features`` ``(B, channels, *In)``.
+
+        With ``pool`` the features are averaged by it first. An average and a 1x1 convolution commute, and where
+        pooling is slow for what it does, it gets the narrower map.
+        """
+        if pool is None:
+            hidden = self.reduce(features)
+        elif _on_cuda(features) and self.reduce.out_channels < self.channels and _is_pointwise(self.reduce):
+            hidden = pool(self.reduce(features))
+        else:
+            hidden = self.reduce(pool(features))
         if self.norm is not None:
             hidden = self.norm(hidden)
-        if self.activation is not None:
-            hidden = self.activation(hidden)
-        spanned = self.span(hidden)
+        return hidden if self.activation is None else self.activation(hidden)
+
+    def kernels(self, hidden: Tensor) -> Tensor:
+        """``(B, G, *K, *space)``: the kernel of every position, made from what :meth:`hidden` gives."""
+        if _on_cuda(hidden) and is_channels_last(hidden) and _is_pointwise(self.span):
+            # As a matrix product: cuDNN would add the bias in a pass of its own over a layer's largest tensor.
+            spanned = pointwise(hidden, self.span.weight.flatten(1), self.span.bias)
+        else:
+            spanned = self.span(hidden)
         if self.kernel_normalizer is None:
             return spanned.unflatten(1, (self.groups, *self.kernel_size))
         points = spanned.unflatten(1, (self.groups, math.prod(self.kernel_size)))
@@ -118,6 +134,17 @@ class KernelBranch(nn.Module):
                 f"{tuple(normalised.shape)}."
             )
         return normalised.unflatten(2, self.kernel_size)
+
+    def _why_kernels_are_not_a_product(self) -> str | None:
+        """Why the kernels are not just ``span``'s weight times the features plus its bias, or None where they are."""
+        if self.kernel_normalizer is not None:
+            return "The fused kernel does not normalise kernels, but the layer has a kernel_normalizer."
+        if not _is_pointwise(self.span):
+            return (
+                "The fused kernel takes the place of a plain 1x1 convolution, but span is a "
+                f"{type(self.span).__name__} that is replaced, parametrised or has hooks."
+            )
+        return None
 
     def _normalise(self, points: Tensor) -> Tensor:
         if isinstance(self.kernel_normalizer, str):
@@ -146,3 +173,22 @@ def factory_arguments(device: torch.device | str | None, dtype: torch.dtype | No
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point type, not {dtype}.")
     return {"device": device, "dtype": dtype}
+
+
+def _on_cuda(features: Tensor) -> bool:
+    return features.device.type == "cuda"
+
+
+def _is_pointwise(convolution: Any) -> bool:
+    """Whether a module is a 1x1 convolution and nothing else: torch's own code, on its own weight, unwatched."""
+    kind = next((kind for kind in CONVOLUTIONS.values() if isinstance(convolution, kind)), None)
+    # By what it runs, not by its type, for which torch.export has stand-ins.
+    if kind is None or type(convolution).forward is not kind.forward:
+        return False
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return (
+        "weight" in convolution._parameters  # a parametrisation takes it out
+        and not any(getattr(convolution, name) for name in hooks)
+        and max(*convolution.kernel_size, *convolution.stride, convolution.groups) == 1
+        and convolution.padding == (0,) * len(convolution.kernel_size)
+    )
