@@ -85,6 +85,18 @@ def scratch_bytes(call: Callable[[], torch.Tensor], device: torch.device) -> int
     return allocated - kept.untyped_storage().nbytes()
 
 
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """The most memory that a call has at once, beside what was there before; None on a CPU, which does not count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def clocks(device: torch.device) -> str:
     """Clocks and what throttles them, as nvidia-smi says now; on a CPU, that they are not controlled."""
     if device.type != "cuda":

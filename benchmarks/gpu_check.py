@@ -178,17 +178,18 @@ def _geometric_mean(values: Iterable[float | None]) -> float:
 
 
 def network_table(log: Path) -> list[str]:
-    """RedNet-50's time, ResNet-50's and their ratio: a line for each mode and batch size, a column for each format."""
+    """RedNet-50's time, ResNet-50's and the ratio: a line for each mode, size and launch, a column for each format."""
     rows = results_of(log)
     columns = list(dict.fromkeys(row["layout"] for row in rows))
-    lines: dict[tuple[str, int], dict[str, str]] = {}
+    lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         times = f"{row['rednet50']['ms']:.2f} / {row['resnet50']['ms']:.2f} = {row['ratio']:.2f}"
-        lines.setdefault((row["mode"], row["batch"]), {})[row["layout"]] = times
+        size = f"batch {row['batch']}" + (", graph" if row["launch"] == "graph" else "")
+        lines.setdefault((row["mode"], size), {})[row["layout"]] = times
     table = [f"{'ms, RedNet-50 / ResNet-50':<31}" + "".join(f"{column:>28}" for column in columns)]
-    for (mode, batch), cells in lines.items():
+    for (mode, size), cells in lines.items():
         text = "".join(f"{cells.get(column, '-'):>28}" for column in columns)
-        table.append(f"{mode:<15}{f'batch {batch}':<16}{text}")
+        table.append(f"{mode:<15}{size:<16}{text}")
     return table
 
 

@@ -3,14 +3,18 @@
     python -m benchmarks.network                          batch 1 and 8, both layouts
     python -m benchmarks.network --quick                  some seconds: small images, one batch, one layout
     python -m benchmarks.network --modes inference --layouts channels_last --batch 1 4 16
+    python -m benchmarks.network --dtype bfloat16 --launches graph --batch 64 256
 
 ResNet-50 is a plain definition (benchmarks/resnet.py); both networks must have their published number of parameters,
 or nothing is timed. The modes:
 
 inference   evaluation mode under torch.inference_mode
-fused       the same with batch norms folded into the convolutions before them (RedNet by involution.models.fuse);
-            outputs are compared with those before, and a wrong one gets no time
+fused       the same with batch norms folded into the convolutions before them, and what involution.models.fuse does
+            for RedNet beyond that; outputs are compared with those before, and a wrong one gets no time
 training    forward, cross-entropy and backward
+
+On a GPU each is measured as it is called, and as a CUDA graph, which leaves out what the host takes; and with the most
+memory that it has at once beside parameters and images.
 
 The two take turns, call by call, so that what disturbs the machine disturbs both. A time is the median of the
 samples, and the ratio is RedNet's over ResNet's: below 1 RedNet is faster. A time marked ~ is noisy: the fastest
@@ -20,6 +24,7 @@ sample took less than two thirds of the median. Results go to benchmarks/results
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -33,10 +38,11 @@ from torch import Tensor, nn
 
 from involution.models import fuse, rednet50
 
-from . import environment, resnet, results
+from . import environment, resnet, results, timing
 
 PARAMETERS = {"rednet50": 15_540_806, "resnet50": resnet.PARAMETERS}
 MODES = ("inference", "fused", "training")
+LAUNCHES = ("eager", "graph")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCHEMA = 1
@@ -116,7 +122,12 @@ def alternate(calls: Sequence[Call], device: torch.device, seconds: float, least
 
 
 def measure(
-    mode: str, batch: int, layout: str, networks: dict[str, nn.Module], options: argparse.Namespace
+    mode: str,
+    batch: int,
+    layout: str,
+    launch: str,
+    networks: dict[str, nn.Module],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """One row of the results."""
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
@@ -125,20 +136,27 @@ def measure(
     images = images.to(device, dtype).contiguous(memory_format=LAYOUTS[layout])
     labels = torch.randint(0, 1000, (batch,), generator=generator).to(device)
     row: dict[str, Any] = {"mode": mode, "batch": batch, "layout": layout, "dtype": options.dtype}
-    row["size"] = options.size
-    calls = []
+    row |= {"launch": launch, "size": options.size}
+    calls: list[Call] = []
+    peaks = []
     for name, network in networks.items():
         network.to(device, dtype).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
         if mode == "fused":
             network = folded(name, network, images)
         if options.compile:
             network = cast(nn.Module, torch.compile(network))
-        calls.append(call_of(mode, network, images, labels))
-    for name, samples in zip(networks, alternate(calls, device, options.seconds, options.least), strict=True):
+        call = call_of(mode, network, images, labels)
+        call()  # compiles, and chooses algorithms by trying some that take more memory
+        network.zero_grad(set_to_none=True)
+        peaks.append(environment.peak_bytes(call, device))
+        calls.append(timing.graphed(call) if launch == "graph" else call)
+    samples = alternate(calls, device, options.seconds, options.least)
+    for name, each, peak in zip(networks, samples, peaks, strict=True):
         row[name] = {
-            "ms": statistics.median(samples) * 1e3,
-            "fastest_ms": min(samples) * 1e3,
-            "samples": len(samples),
+            "ms": statistics.median(each) * 1e3,
+            "fastest_ms": min(each) * 1e3,
+            "samples": len(each),
+            "peak_bytes": peak,
         }
     row["ratio"] = row["rednet50"]["ms"] / row["resnet50"]["ms"]
     row["fastest_ratio"] = row["rednet50"]["fastest_ms"] / row["resnet50"]["fastest_ms"]
@@ -146,18 +164,22 @@ def measure(
 
 
 HEADER = (
-    f"{'mode':<11}{'layout':<15}{'batch':>5}{'RedNet-50':>13}{'ResNet-50':>13}{'ratio':>8}{'of fastest':>12}"
+    f"{'mode':<11}{'layout':<15}{'launch':<7}{'batch':>5}{'RedNet-50':>13}{'ResNet-50':>13}{'ratio':>8}"
+    f"{'of fastest':>12}  peak memory"
 )
 
 
 def describe(row: dict[str, Any]) -> str:
     """A row of the results as text."""
-    times = []
+    times, peaks = [], []
     for name in PARAMETERS:
         noise = "~" if row[name]["fastest_ms"] < NOISY * row[name]["ms"] else ""
         times.append(f"{row[name]['ms']:>9.1f} ms{noise:1}")
-    head = f"{row['mode']:<11}{row['layout']:<15}{row['batch']:>5}"
-    return f"{head}{''.join(times)}{row['ratio']:>8.2f}{row['fastest_ratio']:>12.2f}"
+        if row[name]["peak_bytes"] is not None:
+            peaks.append(f"{row[name]['peak_bytes'] / 2**20:.0f}")
+    head = f"{row['mode']:<11}{row['layout']:<15}{row['launch']:<7}{row['batch']:>5}"
+    memory = f"  {' / '.join(peaks)} MiB" if peaks else ""
+    return f"{head}{''.join(times)}{row['ratio']:>8.2f}{row['fastest_ratio']:>12.2f}{memory}"
 
 
 def validate(document: Any) -> None:
@@ -190,6 +212,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"of {', '.join(MODES)}")
     add("--batch", nargs="+", type=int, metavar="N", help="images at once (default: 1 8)")
     add("--layouts", nargs="+", choices=LAYOUTS, metavar="LAYOUT", help=f"of {', '.join(LAYOUTS)}")
+    add("--launches", nargs="+", choices=LAUNCHES, metavar="LAUNCH", help="eager and, on a GPU, graph")
     add("--dtype", choices=DTYPES, default="float32")
     add("--size", type=int, help="of the square images (default: 224)")
     add("--compile", action="store_true", help="compile both networks by torch.compile")
@@ -202,6 +225,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda was asked for, but torch sees no CUDA device.")
     options.modes = options.modes or list(MODES)
+    options.launches = options.launches or list(LAUNCHES if options.device == "cuda" else LAUNCHES[:1])
+    if "graph" in options.launches and options.device != "cuda":
+        parser.error("--launches graph needs a GPU: CUDA graphs are what it measures.")
     options.batch = options.batch or ([2] if options.quick else [1, 8])
     options.layouts = options.layouts or (["channels_last"] if options.quick else list(LAYOUTS))
     options.size = options.size or (64 if options.quick else 224)
@@ -216,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     described = environment.describe(torch.device(options.device))
-    chosen = ("modes", "batch", "layouts", "dtype", "size", "compile", "seconds")
+    chosen = ("modes", "batch", "layouts", "launches", "dtype", "size", "compile", "seconds")
     document: dict[str, Any] = {
         "benchmark": "network",
         "schema": SCHEMA,
@@ -232,8 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         networks = build()
         for mode in options.modes:
             for layout in options.layouts:
-                for batch in options.batch:
-                    row = measure(mode, batch, layout, networks, options)
+                for batch, launch in itertools.product(options.batch, options.launches):
+                    row = measure(mode, batch, layout, launch, networks, options)
                     print(describe(row), flush=True)
                     document["results"].append(row)
                     validate(document)

@@ -80,6 +80,19 @@ def _capture(calls: Sequence[Call], launches: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
+def graphed(call: Call) -> Call:
+    """The call as a CUDA graph, captured here; what is returned replays it, without the host's part."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(
+        stream
+    ):  # what a backward pass remembers of streams must not be of the default one
+        for _ in range(2):  # compiles, chooses algorithms, fills the allocator
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    return _capture([call], 1).replay
+
+
 def _between_events(call: Call) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()

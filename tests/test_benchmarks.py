@@ -459,6 +459,23 @@ def test_what_cannot_be_captured_is_timed_by_itself(fake_cuda, monkeypatch):
     assert (measured.method, measured.seconds) == ("events", pytest.approx(1e-3))
 
 
+def test_a_call_as_a_graph(fake_cuda, monkeypatch):
+    """It is captured once, behind a warm-up on a stream of its own, and replayed from then on."""
+
+    class FakeStream:
+        def wait_stream(self, other):
+            seen.append("wait")
+
+    seen: list[object] = []
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    replay = timing.graphed(lambda: seen.append("call"))
+    assert seen == ["wait", "call", "call", "wait", "call"]
+    replay()
+    assert seen.count("call") == 3
+
+
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_host_time_is_per_call(fake_cuda, device):
     seen: list[int] = []

@@ -163,11 +163,11 @@ def operator_rows() -> list[dict]:
 
 
 def network_rows() -> list[dict]:
-    settings = itertools.product(network.MODES, ("contiguous", "channels_last"), (1, 64))
+    settings = itertools.product(network.MODES, ("contiguous", "channels_last"), (1, 64), network.LAUNCHES)
     return [
-        {"mode": mode, "layout": layout, "batch": batch, "ratio": 2.0}
+        {"mode": mode, "layout": layout, "batch": batch, "launch": launch, "ratio": 2.0}
         | {"rednet50": {"ms": 20.0 * batch}, "resnet50": {"ms": 10.0 * batch}}
-        for mode, layout, batch in settings
+        for mode, layout, batch, launch in settings
     ]
 
 
@@ -192,8 +192,12 @@ def test_times_of_the_operator(tmp_path):
 
 def test_times_of_the_networks(tmp_path):
     _, *lines = gpu_check.network_table(written(tmp_path, "network", network_rows()))
-    assert len(lines) == 6
-    assert lines[1].split() == "inference batch 64 1280.00 / 640.00 = 2.00 1280.00 / 640.00 = 2.00".split()
+    assert len(lines) == 12
+    assert (
+        lines[3].split()
+        == "inference batch 64, graph 1280.00 / 640.00 = 2.00 1280.00 / 640.00 = 2.00".split()
+    )
+    assert lines[2].split() == "inference batch 64 1280.00 / 640.00 = 2.00 1280.00 / 640.00 = 2.00".split()
 
 
 NVTX = "thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"

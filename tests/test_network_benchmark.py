@@ -53,11 +53,25 @@ def test_a_quick_run(tmp_path, capsys):
     rows = document["results"]
     assert [row["mode"] for row in rows] == ["inference", "fused", "training"]
     for row in rows:
+        assert (row["launch"], row["rednet50"]["peak_bytes"]) == ("eager", None)
         assert row["ratio"] == pytest.approx(row["rednet50"]["ms"] / row["resnet50"]["ms"])
     printed = capsys.readouterr().out
     assert all(network.describe(row) in printed for row in rows)
     assert document["environment"]["torch"] == str(torch.__version__)
     assert [p.name for p in tmp_path.iterdir()] == ["network.json"]
+
+
+def test_graphs_are_of_a_gpu(capsys):
+    with pytest.raises(SystemExit):
+        network.main(["--device", "cpu", "--launches", "graph"])
+    assert "--launches graph needs a GPU" in capsys.readouterr().err
+
+
+def test_memory_is_described():
+    times = {"ms": 2.0, "fastest_ms": 1.9, "peak_bytes": 3 << 20}
+    row = {"mode": "training", "layout": "channels_last", "launch": "graph", "batch": 64, "ratio": 1.0}
+    row |= {"fastest_ratio": 1.0, "rednet50": times, "resnet50": {**times, "peak_bytes": 5 << 20}}
+    assert network.describe(row).endswith("3 / 5 MiB")
 
 
 def test_another_network_gets_no_time(tmp_path, monkeypatch, capsys):
