@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,3 +88,21 @@ def test_memory_is_what_a_call_adds(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 350 if called else 100)
     assert environment.peak_bytes(lambda: called.append(0), torch.device("cuda")) == 250
+
+
+def test_the_counted_bytes_of_the_documentation():
+    """Every tensor read or written once, in a half type, for one image."""
+    text = (Path(__file__).parents[1] / "docs" / "fused.md").read_text("utf-8")
+    for case in cases.REDNET:
+        maps = case.channels * (math.prod(case.input_size) + math.prod(case.output_size))
+        fused = 2 * (maps + case.channels // 4 * math.prod(case.output_size))
+        kernels = 2 * math.prod(case.weight_shape)
+        unfused = fused + 2 * kernels
+        figures = (
+            f"{unfused / 1e6:.2f}",
+            f"{fused / 1e6:.2f}",
+            f"{unfused / fused:.1f}",
+            f"{kernels / 1e6:.2f}",
+        )
+        size = " x ".join(map(str, (case.channels, *case.input_size)))
+        assert f"| `{case.name}` | {size} | {' | '.join(figures)} |" in text
