@@ -40,6 +40,7 @@ class Calls(TorchDispatchMode):
 @pytest.fixture
 def available(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were a fused kernel for everything."""
+    monkeypatch.setattr(_fused, "DEVICE_TYPE", "cpu")
     monkeypatch.setattr(_fused, "why_unavailable", lambda *arguments: None)
 
 

@@ -31,6 +31,7 @@ def test_a_quick_run(tmp_path, capsys):
 
 
 def test_where_there_is_a_kernel_all_three_are_measured(monkeypatch):
+    monkeypatch.setattr(_fused, "DEVICE_TYPE", "cpu")
     monkeypatch.setattr(_fused, "why_unavailable", lambda *arguments: None)
     row = layer.measure(SMALL, "training", "float32", CPU, timing.QUICK, 0)
     assert list(row["layers"]) == ["fused", "unfused", "conv3x3"]
@@ -51,6 +52,7 @@ def test_a_training_step_gives_all_gradients():
 
 
 def test_a_wrong_layer_gets_no_time(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(_fused, "DEVICE_TYPE", "cpu")
     monkeypatch.setattr(_fused, "why_unavailable", lambda *arguments: None)
     build = layer.build
 

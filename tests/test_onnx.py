@@ -221,6 +221,7 @@ def test_gradients_can_be_exported_too() -> None:
 
 def test_a_fused_involution_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that was traced where the layer takes the fused operator has standard operators all the same."""
+    monkeypatch.setattr(involution._fused, "DEVICE_TYPE", "cpu")
     monkeypatch.setattr(involution._fused, "why_unavailable", lambda *arguments: None)
     model = with_random_statistics(
         involution.models.RedNet((1,), widths=(16,), stem_channels=32, num_classes=5)

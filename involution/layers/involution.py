@@ -140,8 +140,8 @@ class _Involution(KernelBranch):
         )
 
     def _takes_fused(self, values: Tensor, hidden: Tensor) -> bool:
-        if self.fused is False:
-            return False
+        if self.fused is False or (self.fused is None and values.device.type != _fused.DEVICE_TYPE):
+            return False  # without asking for more, which a small layer on a CPU would notice
         reason = self._why_not_fused(values, hidden)
         if self.fused and reason is not None:
             raise RuntimeError(f"The layer has fused=True, but cannot take the fused kernel. {reason}")
