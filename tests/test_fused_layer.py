@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -191,6 +192,21 @@ def test_a_cpu_takes_the_unfused_path() -> None:
         Involution2d(32, fused=True)(x)
     answer = Involution2d(32).fused_available(x)
     assert not answer and answer.reason in str(answer)
+
+
+def test_what_is_traced_for_every_input_is_not_fused(available) -> None:
+    """Here torch.jit.trace; torch.fx's symbolic trace hands out no tensor at all."""
+    layer, x = Involution2d(32, 3).eval(), torch.randn(2, 32, 5, 5)
+    recorded = torch.fx.Proxy(torch.fx.Graph().placeholder("x"))
+    assert not layer._takes_fused(recorded, recorded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit is deprecated, and of the checks of sizes
+        traced = torch.jit.trace(layer, (x,))
+    assert "fused_involution" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(x), layer(x))
+    layer.fused = True
+    with pytest.raises(RuntimeError, match="records is for every input"):
+        layer._takes_fused(recorded, recorded)
 
 
 def test_wrong_arguments_are_explained() -> None:

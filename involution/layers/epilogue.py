@@ -35,7 +35,7 @@ class Epilogue(nn.Module):
 
     def forward(self, output: Tensor) -> Tensor:
         """Norm and ReLU of ``(B, C, *Out)``."""
-        return F.relu(self.norm(output), inplace=True)
+        return F.relu(self.norm(output))
 
     def factors(self) -> tuple[Tensor, Tensor, bool]:
         """Scale, shift and whether there is a ReLU, as the fused operator takes them; the factors are float32."""

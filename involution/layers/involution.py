@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from .. import _arguments, _fused, _library
 from .._composition import is_channels_last
@@ -133,6 +133,8 @@ class _Involution(KernelBranch):
         return Availability(self._why_not_fused(values, like_input(self.span.in_channels, out)))
 
     def _why_not_fused(self, values: Tensor, hidden: Tensor) -> str | None:
+        if isinstance(values, fx.Proxy) or torch.jit.is_tracing():
+            return "What torch.fx or torch.jit.trace records is for every input, and the fused kernel is not."
         window = (self.kernel_size, self.stride, self._window.padding, self.dilation)
         return (
             _fused.why_unavailable(values, hidden, self.span.weight, *window)
@@ -140,7 +142,8 @@ class _Involution(KernelBranch):
         )
 
     def _takes_fused(self, values: Tensor, hidden: Tensor) -> bool:
-        if self.fused is False or (self.fused is None and values.device.type != _fused.DEVICE_TYPE):
+        on_device = isinstance(values, Tensor) and values.device.type == _fused.DEVICE_TYPE
+        if self.fused is False or (self.fused is None and not on_device):
             return False  # without asking for more, which a small layer on a CPU would notice
         reason = self._why_not_fused(values, hidden)
         if self.fused and reason is not None:

@@ -176,7 +176,8 @@ def factory_arguments(device: torch.device | str | None, dtype: torch.dtype | No
 
 
 def _on_cuda(features: Tensor) -> bool:
-    return features.device.type == "cuda"
+    """Whether a tensor is on a CUDA device; what torch.fx records is on none."""
+    return isinstance(features, Tensor) and features.device.type == "cuda"
 
 
 def _is_pointwise(convolution: Any) -> bool:

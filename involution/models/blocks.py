@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import Involution2d
@@ -84,22 +85,20 @@ class Stem(nn.Module):
         half = channels // 2
         self.conv1 = convolution(in_channels, half, 3, 2 if downsampling else 1, factory)
         self.norm1 = norm(half)
-        self.relu1 = RELU()
         self.involution = Involution2d(
             half, kernel_size, group_channels=group_channels, norm_layer=norm, **factory
         )
         self.norm2 = norm(half)
-        self.relu2 = RELU()
+        self.relu2 = RELU()  # a module, because fuse() moves it into the involution
         self.conv2 = convolution(half, channels, 3, 1, factory)
         self.norm3 = norm(channels)
-        self.relu3 = RELU()
         self.pool = nn.MaxPool2d(3, 2, 1) if downsampling else None
 
     def forward(self, input: Tensor) -> Tensor:
         """Runs the stem."""
-        x = self.relu1(self.norm1(self.conv1(input)))
+        x = F.relu(self.norm1(self.conv1(input)), inplace=True)
         x = self.relu2(self.norm2(self.involution(x)))
-        x = self.relu3(self.norm3(self.conv2(x)))
+        x = F.relu(self.norm3(self.conv2(x)), inplace=True)
         return x if self.pool is None else self.pool(x)
 
     def resize_involution(self, kernel_size: int) -> None:
@@ -170,7 +169,6 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = convolution(inputs, width, 1, 1, factory)
         self.norm1 = norm(width)
-        self.relu1 = RELU()
         self.involution = Involution2d(
             width,
             kernel_size,
@@ -181,23 +179,22 @@ class Bottleneck(nn.Module):
             **factory,
         )
         self.norm2 = norm(width)
-        self.relu2 = RELU()
+        self.relu2 = RELU()  # a module, because fuse() moves it into the involution
         self.conv2 = convolution(width, outputs, 1, 1, factory)
         self.norm3 = norm(outputs)
-        self.relu3 = RELU()
         self.drop_path = DropPath(drop_path) if drop_path else None
         changes = stride != 1 or inputs != outputs
         self.shortcut = Shortcut(inputs, outputs, stride, norm, factory) if changes else None
 
     def forward(self, input: Tensor) -> Tensor:
         """Runs the block."""
-        x = self.relu1(self.norm1(self.conv1(input)))
+        x = F.relu(self.norm1(self.conv1(input)), inplace=True)
         x = self.relu2(self.norm2(self.involution(x)))
         x = self.norm3(self.conv2(x))
         if self.drop_path is not None:
             x = self.drop_path(x)
         x += input if self.shortcut is None else self.shortcut(input)
-        return self.relu3(x)
+        return F.relu(x, inplace=True)
 
 
 @torch.no_grad()
