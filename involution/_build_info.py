@@ -68,8 +68,9 @@ def library_path() -> str:
     """The path of the compiled library of operators, for programs that have torch but not Python's involution.
 
     In Python ``torch.ops.load_library(path)`` and in C++ linking or ``dlopen`` register its operators,
-    ``involution::involution``, ``involution::involution_transpose`` and ``involution::local_correlation``. It fits the
-    torch that it was compiled against (:func:`build_info`) and no other. With ``involution.cmake_prefix_path`` in
+    ``involution::involution``, ``involution::involution_transpose``, ``involution::local_correlation`` and
+    ``involution::fused_involution``, of which the last has its derivatives from Python's involution. It fits the torch
+    that it was compiled against (:func:`build_info`) and no other. With ``involution.cmake_prefix_path`` in
     CMake's ``CMAKE_PREFIX_PATH``, ``find_package(involution)`` gives the target ``involution::ops``.
 
     Raises:

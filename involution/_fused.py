@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import _arguments
 from ._build_info import build_info
 
 __all__ = ["Availability", "fused_available"]
@@ -59,10 +60,10 @@ def fused_available(
     input: Tensor,
     features: Tensor,
     weight: Tensor,
-    kernel_size: Size,
-    stride: Size,
-    padding: Size,
-    dilation: Size,
+    kernel_size: int | Size,
+    stride: int | Size = 1,
+    padding: int | Size | str = 0,
+    dilation: int | Size = 1,
 ) -> Availability:
     """Whether an involution with these tensors has a kernel that makes its kernels itself.
 
@@ -74,15 +75,24 @@ def fused_available(
         input: ``(B, C, *In)``.
         features: ``(B, R, *Out)``, what the kernels are made from.
         weight: ``(G * prod(K), R)``, what makes them.
-        kernel_size: ``K``, one integer per axis.
-        stride: positions from one window to the next, one integer per axis.
-        padding: zeros in front of each axis.
-        dilation: positions from one kernel point to the next, one integer per axis.
+        kernel_size: ``K``, an integer or one per axis.
+        stride: positions from one window to the next, an integer or one per axis.
+        padding: zeros in front of each axis, an integer or one per axis; ``"same"`` keeps the size (stride 1),
+            ``"valid"`` is 0.
+        dilation: positions from one kernel point to the next, an integer or one per axis.
 
     Returns:
         Something that is true or false, and whose ``reason`` is a sentence where it is false.
+
+    Raises:
+        ValueError: a size, stride, padding or dilation is out of range; the message says which.
+        TypeError: one of them has the wrong type.
     """
-    return Availability(why_unavailable(input, features, weight, kernel_size, stride, padding, dilation))
+    axes = input.dim() - 2
+    sizes = _arguments.per_axis(kernel_size, axes, "kernel_size", 1)
+    window = _arguments.complete_window(axes, sizes, stride, padding, dilation)
+    reason = why_unavailable(input, features, weight, sizes, window.stride, window.padding, window.dilation)
+    return Availability(reason)
 
 
 def why_unavailable(

@@ -337,6 +337,16 @@ def test_what_has_no_kernel(changes, reason, fake_gpu) -> None:
     assert text.endswith(".")
 
 
+def test_one_integer_serves_both_axes(fake_gpu) -> None:
+    factory = {"dtype": torch.bfloat16, "device": "cuda"}
+    x, z = (torch.empty(2, c, 9, 9, **factory).to(memory_format=torch.channels_last) for c in (64, 16))
+    weight = torch.empty(4 * 49, 16, **factory)
+    assert involution.fused_available(x, z, weight, 7, padding="same")
+    assert "K // 2" in involution.fused_available(x, z, weight, 7).reason
+    with pytest.raises(ValueError, match="stride must be at least 1"):
+        involution.fused_available(x, z, weight, 7, 0)
+
+
 def test_sequences_and_slices_have_no_kernel(fake_gpu) -> None:
     factory = {"dtype": torch.bfloat16, "device": "cuda"}
     sequence = torch.empty(2, 64, 9, **factory), torch.empty(2, 16, 9, **factory)
