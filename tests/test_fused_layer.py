@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import involution
 from involution import Involution1d, Involution2d, Involution3d, _fused
 from involution.layers import kernel_branch
+from involution.layers.epilogue import Epilogue
 from involution.models import RedNet, fuse
 
 
@@ -529,3 +530,23 @@ def test_the_choice_is_compiled(monkeypatch) -> None:
     layer = Involution2d(32).eval()
     torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))
     assert asked[0] == 0
+
+
+def test_an_epilogue_of_a_norm_without_parameters(available) -> None:
+    """Its factors travel with the state of the network, as the norm's statistics do."""
+    norm = nn.BatchNorm2d(16, affine=False, dtype=torch.float64).eval()
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 16, 5, 4, dtype=torch.float64)
+    epilogue, other = Epilogue(norm), Epilogue(nn.BatchNorm2d(16, affine=False, dtype=torch.float64).eval())
+    other.load_state_dict(epilogue.state_dict())
+    for each in (epilogue, other):
+        result = involution._composition.apply_epilogue(x, *each.factors())
+        torch.testing.assert_close(result, norm(x).relu(), rtol=1e-5, atol=1e-5)
+        assert torch.equal(each(x), norm(x).relu())
+
+
+def test_a_resized_stem_keeps_the_choice() -> None:
+    stem = network().stem
+    stem.involution.fused = False
+    stem.resize_involution(7)
+    assert stem.involution.fused is False and stem.involution.kernel_size == (7, 7)
