@@ -174,6 +174,8 @@ def _why_no_kernels_on(device: int) -> str | None:
     info = build_info()
     if info["cuda"] is None:
         return str(info["no_cuda_reason"])
+    if not torch.cuda.is_available():  # a model for a GPU can be traced without one
+        return "The fused kernel is chosen by the capability of the device, but torch sees no CUDA device."
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
         return (

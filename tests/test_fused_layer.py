@@ -394,6 +394,10 @@ def test_a_device_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     _fused._why_no_kernels_on.cache_clear()
     assert _fused._why_not_on(0) == "Nobody built them."
     built["cuda"] = "13.0"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _fused._why_no_kernels_on.cache_clear()
+    assert "torch sees no CUDA device" in _fused._why_not_on(0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability, reason in (((7, 5), "capability 8.0 or later, but device 1 has 7.5."), ((8, 0), None)):
         _fused._why_no_kernels_on.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
