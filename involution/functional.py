@@ -27,7 +27,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _arguments, _library
+from . import _arguments, _library, _tracing
+from ._tracing import numbers, shape
 
 __all__ = [
     "involution1d",
@@ -48,7 +49,8 @@ def _involution(
     axes: int, input: Tensor, weight: Tensor, stride: Size, padding: Size | str, dilation: Size
 ) -> Tensor:
     _arguments.check_tensors(input, "input", weight, "weight")
-    window = _arguments.involution_window(axes, input.shape, weight.shape, stride, padding, dilation)
+    stride, padding, dilation = numbers(stride, padding, dilation)
+    window = _arguments.involution_window(axes, shape(input), shape(weight), stride, padding, dilation)
     return _library.involution(input, weight, window.stride, window.padding, window.dilation)
 
 
@@ -62,10 +64,11 @@ def _involution_transpose(
     dilation: Size,
 ) -> Tensor:
     _arguments.check_tensors(input, "input", weight, "weight")
+    stride, padding, output_padding, dilation = numbers(stride, padding, output_padding, dilation)
     window, size = _arguments.transpose_window(
-        axes, input.shape, weight.shape, stride, padding, output_padding, dilation
+        axes, shape(input), shape(weight), stride, padding, output_padding, dilation
     )
-    return _library.involution_transpose(input, weight, size, window.stride, window.padding, window.dilation)
+    return _tracing.involution_transpose(input, weight, size, window.stride, window.padding, window.dilation)
 
 
 def _local_correlation(
@@ -79,8 +82,9 @@ def _local_correlation(
     dilation: Size,
 ) -> Tensor:
     _arguments.check_tensors(query, "query", key, "key")
+    kernel_size, groups, stride, padding, dilation = numbers(kernel_size, groups, stride, padding, dilation)
     window = _arguments.correlation_window(
-        axes, query.shape, key.shape, kernel_size, groups, stride, padding, dilation
+        axes, shape(query), shape(key), kernel_size, groups, stride, padding, dilation
     )
     return _library.local_correlation(
         query, key, window.kernel_size, groups, window.stride, window.padding, window.dilation

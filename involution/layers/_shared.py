@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._tracing import shape
+
 
 class _AvgPool3d(nn.AvgPool3d):
     """``AvgPool3d``, also for half types on the CPU, for which torch has none."""
@@ -47,10 +49,10 @@ def check_map(tensor: Tensor, name: str, channels: int, axes: int = 2) -> None:
     """A ``(batch, channels, *space)`` tensor with the channels that a module was made for."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}.")
-    if tensor.dim() != axes + 2 or tensor.shape[1] != channels:
+    if tensor.dim() != axes + 2 or shape(tensor)[1] != channels:
         space = "length" if axes == 1 else ", ".join(AXES[-axes:])
         raise ValueError(
-            f"{name} must be (batch, {channels}, {space}), but its shape is {tuple(tensor.shape)}."
+            f"{name} must be (batch, {channels}, {space}), but its shape is {tuple(shape(tensor))}."
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _arguments
+from .._tracing import shape
 from ..functional import local_correlation2d
 from ._shared import check_count, check_map, softmax_over_points
 
@@ -43,7 +44,7 @@ def kernel_decompose(weight: Tensor) -> Tensor:
     if not 3 <= weight.dim() <= 5:
         raise ValueError(
             "weight must be (out_channels, in_channels, *kernel_size) with one, two or three kernel axes, "
-            f"but its shape is {tuple(weight.shape)}."
+            f"but its shape is {tuple(shape(weight))}."
         )
     return weight.flatten(2).permute(2, 0, 1)
 
@@ -120,7 +121,7 @@ class AttentionModule(nn.Module):
         check_map(features, "features", self.channels)
         query, key = self.query(features), self.key(features)
         scores = local_correlation2d(query, key, self.kernel_size, self.groups, padding="same")
-        scores = scores * (query.shape[1] // self.groups) ** -0.5
+        scores = scores * (shape(query)[1] // self.groups) ** -0.5
         prior = self._prior(kernel_points)
         weights = softmax_over_points(scores.flatten(2, 3) + prior[:, :, None, None])
         return weights.unflatten(2, self.kernel_size)
@@ -128,14 +129,14 @@ class AttentionModule(nn.Module):
     def _prior(self, kernel_points: Tensor) -> Tensor:
         """``(G, prod(K))``: what the convolution's kernel points say of each group and point."""
         expected = (math.prod(self.kernel_size), self.channels)
-        if kernel_points.dim() != 3 or tuple(kernel_points.shape[:2]) != expected:
+        if kernel_points.dim() != 3 or tuple(shape(kernel_points)[:2]) != expected:
             raise ValueError(
                 f"kernel_points must be {expected} followed by the input channels, one matrix for each point "
-                f"of a kernel of size {self.kernel_size}, but its shape is {tuple(kernel_points.shape)}."
+                f"of a kernel of size {self.kernel_size}, but its shape is {tuple(shape(kernel_points))}."
             )
         grouped = kernel_points.unflatten(1, (self.groups, self.channels // self.groups))
         # The sum of n independent weights has sqrt(n) times their scale.
-        return grouped.sum((2, 3)).t() * (grouped.shape[2] * grouped.shape[3]) ** -0.5
+        return grouped.sum((2, 3)).t() * math.prod(shape(grouped)[2:]) ** -0.5
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""

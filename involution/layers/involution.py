@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from .. import _arguments, _fused, _library
+from .. import _arguments, _fused, _library, _tracing
 from .._composition import is_channels_last
 from .._fused import Availability
 from ._shared import AVERAGE_POOLS, RELU, ActivationLayer, NormLayer, check_map, pad_argument, per_axis_text
@@ -91,7 +91,9 @@ class _Involution(KernelBranch):
         check_map(input, "input", self.channels, self.axes)
         centres = input
         if self._centres is not None:
-            _arguments.output_size(input.shape[2:], self._window, "input")  # before cropping fails on it
+            _arguments.output_size(
+                _tracing.shape(input)[2:], self._window, "input"
+            )  # before cropping fails on it
             centres = F.pad(input, self._centres)
         hidden = self.hidden(centres, self.pool)
         values = self.values(input)

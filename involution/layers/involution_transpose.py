@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _arguments, _library
+from .. import _arguments, _tracing
 from ._shared import RELU, ActivationLayer, NormLayer, check_map, per_axis_text
 from .kernel_branch import KernelBranch, KernelNormalizer, factory_arguments
 
@@ -97,7 +97,8 @@ class _InvolutionTranspose(KernelBranch):
         kernels = self.kernels(self.hidden(input))
         values = self.values(input)
         window = (self.stride, self._window.padding, self.dilation)
-        return _library.involution_transpose(values, kernels, self._output_size(input.shape[2:]), *window)
+        output_size = self._output_size(_tracing.shape(input)[2:])
+        return _tracing.involution_transpose(values, kernels, output_size, *window)
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import _arguments
 from .._composition import is_channels_last, pointwise
+from .._tracing import shape
 from ._shared import (
     CONVOLUTIONS,
     ActivationLayer,
@@ -128,10 +129,10 @@ class KernelBranch(nn.Module):
             return spanned.unflatten(1, (self.groups, *self.kernel_size))
         points = spanned.unflatten(1, (self.groups, math.prod(self.kernel_size)))
         normalised = self._normalise(points)
-        if normalised.shape != points.shape:
+        if shape(normalised) != shape(points):
             raise ValueError(
-                f"kernel_normalizer must keep the shape of its argument, {tuple(points.shape)}, but it returned "
-                f"{tuple(normalised.shape)}."
+                f"kernel_normalizer must keep the shape of its argument, {tuple(shape(points))}, but it returned "
+                f"{tuple(shape(normalised))}."
             )
         return normalised.unflatten(2, self.kernel_size)
 

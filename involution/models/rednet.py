@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._tracing import shape
 from ..layers._shared import NormLayer, check_count, make_norm
 from ..layers.kernel_branch import factory_arguments
 from .blocks import Bottleneck, Stem, initialise
@@ -272,7 +273,7 @@ def _stage_indices(out_indices: Sequence[int] | None, stages: int) -> tuple[int,
 
 
 def _check_image(tensor: Tensor, channels: int) -> None:
-    if tensor.dim() != 4 or tensor.shape[1] != channels:
+    if tensor.dim() != 4 or shape(tensor)[1] != channels:
         raise ValueError(
-            f"The images must be (batch, {channels}, height, width), but their shape is {tuple(tensor.shape)}."
+            f"The images must be (batch, {channels}, height, width), but their shape is {tuple(shape(tensor))}."
         )
