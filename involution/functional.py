@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from . import _arguments, _library, _tracing
 from ._tracing import numbers, shape
@@ -45,6 +45,8 @@ __all__ = [
 Size = int | Sequence[int]
 
 
+# torch.fx takes each of these for one node, because their checks need the sizes.
+@fx.wrap
 def _involution(
     axes: int, input: Tensor, weight: Tensor, stride: Size, padding: Size | str, dilation: Size
 ) -> Tensor:
@@ -54,6 +56,7 @@ def _involution(
     return _library.involution(input, weight, window.stride, window.padding, window.dilation)
 
 
+@fx.wrap
 def _involution_transpose(
     axes: int,
     input: Tensor,
@@ -71,6 +74,7 @@ def _involution_transpose(
     return _tracing.involution_transpose(input, weight, size, window.stride, window.padding, window.dilation)
 
 
+@fx.wrap
 def _local_correlation(
     axes: int,
     query: Tensor,

@@ -146,7 +146,7 @@ def test_score_and_prior_keep_their_scale_whatever_the_width(channels):
     torch.manual_seed(0)
     layer = InvolutionLayer(channels, channels, 3)
     weight = layer.conv.weight
-    prior = layer.attention._prior(kernel_decompose(weight))
+    prior = attention._prior(kernel_decompose(weight), (3, 3), channels, layer.groups)
     assert 0.5 < prior.std() / weight.std() < 2
 
 

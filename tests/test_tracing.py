@@ -1,16 +1,18 @@
-"""torch.jit.trace: the result of the untraced call, at the traced sizes and at others, and nothing remembered of it."""
+"""torch.jit.trace and torch.fx: graphs that give what the call gives, at other sizes too, and nothing remembered."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import involution
 from involution import _arguments
@@ -113,6 +115,78 @@ def test_modules(name: str) -> None:
     traced = trace(module, example(module, 1, 9, 8, 5))
     for x in (example(module, 1, 9, 8, 5), example(module, 2, 6, 11, 4)):
         torch.testing.assert_close(traced(x), module(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_symbolic_traces_of_modules(name: str) -> None:
+    torch.manual_seed(0)
+    module = MODULES[name]().eval()
+    graph = fx.symbolic_trace(module)
+    again = fx.symbolic_trace(pickle.loads(pickle.dumps(graph)))
+    for x in (example(module, 1, 9, 8, 5), example(module, 2, 6, 11, 4)):
+        assert torch.equal(graph(x), module(x))
+        assert torch.equal(again(x), module(x))
+
+
+def test_symbolic_traces_of_operations() -> None:
+    class Composed(nn.Module):
+        def __init__(self, axes: int) -> None:
+            super().__init__()
+            self.axes = axes
+
+        def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+            points = involution.kernel_decompose(weight).sum((1, 2))
+            correlation = getattr(involution, f"local_correlation{self.axes}d")
+            scores = correlation(x, x, kernel_size=3, groups=2, padding="same") * points.mean()
+            spread = getattr(involution, f"involution_transpose{self.axes}d")(x, scores, padding=1)
+            return getattr(involution, f"involution{self.axes}d")(spread, scores, padding="same")
+
+    for axes in (1, 2, 3):
+        module = Composed(axes)
+        inputs = torch.randn(2, 4, *(5, 4, 3)[:axes]), torch.randn(4, 3, *(3,) * axes)
+        assert torch.equal(fx.symbolic_trace(module)(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_symbolic_trace_of_a_network_in_training(checkpointing: bool) -> None:
+    model = make_rednet(drop_path=0.5, dropout=0.2, num_classes=3)
+    model.set_grad_checkpointing(checkpointing)
+    graph, x = fx.symbolic_trace(copy.deepcopy(model)), torch.randn(4, 3, 9, 8)
+    results = []
+    for module in (model, graph):
+        torch.manual_seed(0)
+        output = module(x)
+        results.append((output, *torch.autograd.grad(output.square().sum(), list(module.parameters()))))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+def test_symbolic_trace_of_a_pyramid_alone() -> None:
+    pyramid = FeaturePyramid((8, 6), 16, neck="involution", extra_levels=1).eval()
+    maps = [torch.randn(1, 8, 7, 8), torch.randn(1, 6, 4, 4)]
+    graph = fx.symbolic_trace(pyramid)
+    torch.testing.assert_close(graph(maps), pyramid(maps), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="takes 2 maps, but got 1"):
+        graph(maps[:1])
+
+
+def test_a_graph_still_explains_wrong_arguments() -> None:
+    graph = fx.symbolic_trace(involution.Involution2d(32, 5, padding=1, norm_layer=None))
+    with pytest.raises(ValueError, match="larger than the padded input"):
+        graph(torch.randn(1, 32, 2, 2))
+    with pytest.raises(ValueError, match="The images must be"):
+        fx.symbolic_trace(make_rednet())(torch.randn(1, 4, 8, 8))
+
+
+def test_torchvisions_feature_extractor(torchvision) -> None:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    model = make_rednet(num_classes=3).eval()
+    nodes = {"stages.0": "map", "stages.1.0.involution": "weighed", "head": "scores"}
+    extractor = create_feature_extractor(model, nodes)
+    x, seen = torch.randn(1, 3, 9, 8), {}
+    model.stages[1][0].involution.register_forward_hook(lambda *call: seen.update(weighed=call[2]))
+    expected = {"map": model.forward_intermediates(x, (0,))[0], "scores": model(x), **seen}
+    torch.testing.assert_close(extractor(x), expected, rtol=0, atol=0)
 
 
 def test_scales_keep_the_precision_of_float64() -> None:

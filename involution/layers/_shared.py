@@ -7,18 +7,26 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from .._tracing import shape
+
+
+# Functions with this mark are one node to torch.fx, because what they do depends on the tensors that they get.
+@fx.wrap
+def _avg_pool3d(input: Tensor, *arguments: Any) -> Tensor:
+    if input.device.type == "cpu" and input.dtype in (torch.float16, torch.bfloat16):
+        return F.avg_pool3d(input.float(), *arguments).to(input.dtype)
+    return F.avg_pool3d(input, *arguments)
 
 
 class _AvgPool3d(nn.AvgPool3d):
     """``AvgPool3d``, also for half types on the CPU, for which torch has none."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu" and input.dtype in (torch.float16, torch.bfloat16):
-            return super().forward(input.float()).to(input.dtype)
-        return super().forward(input)
+        window = (self.kernel_size, self.stride, self.padding)
+        return _avg_pool3d(input, *window, self.ceil_mode, self.count_include_pad, self.divisor_override)
 
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -47,6 +55,8 @@ def check_count(value: int, name: str) -> int:
 
 def check_map(tensor: Tensor, name: str, channels: int, axes: int = 2) -> None:
     """A ``(batch, channels, *space)`` tensor with the channels that a module was made for."""
+    if isinstance(tensor, fx.Proxy):  # torch.fx only records what is computed
+        return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}.")
     if tensor.dim() != axes + 2 or shape(tensor)[1] != channels:
@@ -117,6 +127,11 @@ def softmax_over_points(scores: Tensor) -> Tensor:
 
     torch's softmax first copies whatever is not contiguous, and this is a layer's largest tensor.
     """
+    return _softmax_over_points(scores)
+
+
+@fx.wrap
+def _softmax_over_points(scores: Tensor) -> Tensor:
     axes = range(scores.dim())
     points_last = scores.permute(0, *axes[3:], 1, 2)
     if points_last.is_contiguous():

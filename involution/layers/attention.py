@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import _arguments
 from .._tracing import shape
@@ -39,6 +39,12 @@ def kernel_decompose(weight: Tensor) -> Tensor:
         TypeError: ``weight`` is not a tensor.
         ValueError: ``weight`` does not have one, two or three kernel axes.
     """
+    _check_weight(weight)
+    return weight.flatten(2).permute(2, 0, 1)
+
+
+@fx.wrap
+def _check_weight(weight: Tensor) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor, not {type(weight).__name__}.")
     if not 3 <= weight.dim() <= 5:
@@ -46,7 +52,6 @@ def kernel_decompose(weight: Tensor) -> Tensor:
             "weight must be (out_channels, in_channels, *kernel_size) with one, two or three kernel axes, "
             f"but its shape is {tuple(shape(weight))}."
         )
-    return weight.flatten(2).permute(2, 0, 1)
 
 
 class AttentionModule(nn.Module):
@@ -101,6 +106,7 @@ class AttentionModule(nn.Module):
                 f"groups must divide the {channels} channels and the {reduced} channels of query and key, "
                 f"but it is {groups}; {_divisors_in_words(math.gcd(channels, reduced))} would do."
             )
+        self._scale = (reduced // self.groups) ** -0.5
         self.query = nn.Conv2d(channels, reduced, 1, device=device, dtype=dtype)
         self.key = nn.Conv2d(channels, reduced, 1, bias=False, device=device, dtype=dtype)
 
@@ -121,26 +127,27 @@ class AttentionModule(nn.Module):
         check_map(features, "features", self.channels)
         query, key = self.query(features), self.key(features)
         scores = local_correlation2d(query, key, self.kernel_size, self.groups, padding="same")
-        scores = scores * (shape(query)[1] // self.groups) ** -0.5
-        prior = self._prior(kernel_points)
-        weights = softmax_over_points(scores.flatten(2, 3) + prior[:, :, None, None])
+        prior = _prior(kernel_points, self.kernel_size, self.channels, self.groups)
+        weights = softmax_over_points(scores.flatten(2, 3) * self._scale + prior[:, :, None, None])
         return weights.unflatten(2, self.kernel_size)
-
-    def _prior(self, kernel_points: Tensor) -> Tensor:
-        """``(G, prod(K))``: what the convolution's kernel points say of each group and point."""
-        expected = (math.prod(self.kernel_size), self.channels)
-        if kernel_points.dim() != 3 or tuple(shape(kernel_points)[:2]) != expected:
-            raise ValueError(
-                f"kernel_points must be {expected} followed by the input channels, one matrix for each point "
-                f"of a kernel of size {self.kernel_size}, but its shape is {tuple(shape(kernel_points))}."
-            )
-        grouped = kernel_points.unflatten(1, (self.groups, self.channels // self.groups))
-        # The sum of n independent weights has sqrt(n) times their scale.
-        return grouped.sum((2, 3)).t() * math.prod(shape(grouped)[2:]) ** -0.5
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
         return f"{self.channels}, kernel_size={self.kernel_size}, groups={self.groups}"
+
+
+@fx.wrap
+def _prior(kernel_points: Tensor, kernel_size: Sequence[int], channels: int, groups: int) -> Tensor:
+    """``(G, prod(K))``: what the convolution's kernel points say of each group and point."""
+    expected = (math.prod(kernel_size), channels)
+    if kernel_points.dim() != 3 or tuple(shape(kernel_points)[:2]) != expected:
+        raise ValueError(
+            f"kernel_points must be {expected} followed by the input channels, one matrix for each point "
+            f"of a kernel of size {kernel_size}, but its shape is {tuple(shape(kernel_points))}."
+        )
+    grouped = kernel_points.unflatten(1, (groups, channels // groups))
+    # The sum of n independent weights has sqrt(n) times their scale.
+    return grouped.sum((2, 3)).t() * math.prod(shape(grouped)[2:]) ** -0.5
 
 
 def _default_groups(channels: int, reduced: int) -> int:

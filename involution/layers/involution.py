@@ -91,9 +91,7 @@ class _Involution(KernelBranch):
         check_map(input, "input", self.channels, self.axes)
         centres = input
         if self._centres is not None:
-            _arguments.output_size(
-                _tracing.shape(input)[2:], self._window, "input"
-            )  # before cropping fails on it
+            _check_reach(input, self._window)  # before cropping fails on it
             centres = F.pad(input, self._centres)
         hidden = self.hidden(centres, self.pool)
         values = self.values(input)
@@ -163,6 +161,11 @@ class _Involution(KernelBranch):
         if self.fused is not None:
             parts.append(f"fused={self.fused}")
         return ", ".join(parts)
+
+
+@fx.wrap
+def _check_reach(input: Tensor, window: _arguments.Window) -> None:
+    _arguments.output_size(_tracing.shape(input)[2:], window, "input")
 
 
 class Involution1d(_Involution):

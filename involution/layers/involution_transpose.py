@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .. import _arguments, _tracing
 from ._shared import RELU, ActivationLayer, NormLayer, check_map, per_axis_text
@@ -75,11 +75,6 @@ class _InvolutionTranspose(KernelBranch):
             paddings.append((reach - stride) // 2)
         return tuple(paddings)
 
-    def _output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        if self.padding == "same":
-            return tuple(length * stride for length, stride in zip(size, self.stride, strict=True))
-        return _arguments.transposed_size(size, self._window, self.output_padding)
-
     def forward(self, input: Tensor) -> Tensor:
         """Runs the layer.
 
@@ -97,7 +92,7 @@ class _InvolutionTranspose(KernelBranch):
         kernels = self.kernels(self.hidden(input))
         values = self.values(input)
         window = (self.stride, self._window.padding, self.dilation)
-        output_size = self._output_size(_tracing.shape(input)[2:])
+        output_size = _output_size(input, self._window, self.output_padding, self.padding == "same")
         return _tracing.involution_transpose(values, kernels, output_size, *window)
 
     def extra_repr(self) -> str:
@@ -108,6 +103,16 @@ class _InvolutionTranspose(KernelBranch):
         if self.padding != "same":
             parts += [f"padding={self.padding!r}", f"output_padding={per_axis_text(self.output_padding)}"]
         return ", ".join(parts)
+
+
+@fx.wrap
+def _output_size(
+    input: Tensor, window: _arguments.Window, output_padding: Sequence[int], same: bool
+) -> tuple[int, ...]:
+    size = _tracing.shape(input)[2:]
+    if same:
+        return tuple(length * stride for length, stride in zip(size, window.stride, strict=True))
+    return _arguments.transposed_size(size, window, output_padding)
 
 
 class InvolutionTranspose1d(_InvolutionTranspose):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import _arguments
 from .._composition import is_channels_last, pointwise
@@ -129,11 +129,7 @@ class KernelBranch(nn.Module):
             return spanned.unflatten(1, (self.groups, *self.kernel_size))
         points = spanned.unflatten(1, (self.groups, math.prod(self.kernel_size)))
         normalised = self._normalise(points)
-        if shape(normalised) != shape(points):
-            raise ValueError(
-                f"kernel_normalizer must keep the shape of its argument, {tuple(shape(points))}, but it returned "
-                f"{tuple(shape(normalised))}."
-            )
+        _check_kept(points, normalised)
         return normalised.unflatten(2, self.kernel_size)
 
     def _why_kernels_are_not_a_product(self) -> str | None:
@@ -167,6 +163,15 @@ class KernelBranch(nn.Module):
             name = getattr(self.kernel_normalizer, "__name__", repr(self.kernel_normalizer))
             parts.append(f"kernel_normalizer={name}")
         return parts
+
+
+@fx.wrap
+def _check_kept(points: Tensor, normalised: Tensor) -> None:
+    if shape(normalised) != shape(points):
+        raise ValueError(
+            f"kernel_normalizer must keep the shape of its argument, {tuple(shape(points))}, but it returned "
+            f"{tuple(shape(normalised))}."
+        )
 
 
 def factory_arguments(device: torch.device | str | None, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import _arguments, _library
 from ._shared import CONVOLUTIONS, check_count, check_map, per_axis_text, softmax_over_points
@@ -89,36 +89,10 @@ class _LocalAttention(nn.Module):
         # The queries fix the output size, so an odd zero of the padding, at the end, needs no mention.
         window = (self.stride, self._window.padding, self.dilation)
         scores = _library.local_correlation(query, key, self.kernel_size, self.num_heads, *window)
-        weights = self._weights(scores, input.shape[2:])
+        weights = _weights(scores, self.position_bias, input.shape[2:], self._window)
+        if self.dropout is not None:
+            weights = self.dropout(weights)
         return self.project(_library.involution(value, weights, *window))
-
-    def _weights(self, scores: Tensor, size: Sequence[int]) -> Tensor:
-        """``(B, heads, *K, *Out)``: the softmax over the points of a neighbourhood that lie in the map."""
-        if self.position_bias is not None:
-            bias = self.position_bias.to(scores.dtype)
-            scores = scores + bias.reshape(*bias.shape, *(1,) * self.axes)
-        # The lowest finite number, because where no point lies in the map, the softmax of -inf would be NaN.
-        scores = scores.masked_fill(self._outside(size, scores), torch.finfo(scores.dtype).min)
-        points = scores.flatten(2, 1 + self.axes) if self.axes > 1 else scores
-        weights = softmax_over_points(points).unflatten(2, self.kernel_size)
-        return weights if self.dropout is None else self.dropout(weights)
-
-    def _outside(self, size: Sequence[int], scores: Tensor) -> Tensor:
-        """``(*K, *Out)``: whether the kernel point ``k`` of the output ``o`` lies outside of the map."""
-        outside = None
-        for axis, length in enumerate(size):
-            points = torch.arange(self.kernel_size[axis], device=scores.device) * self.dilation[axis]
-            centres = (
-                torch.arange(scores.shape[2 + self.axes + axis], device=scores.device) * self.stride[axis]
-            )
-            position = points[:, None] + centres - self._window.padding[axis]
-            beyond = (position < 0) | (position >= length)
-            shape = [1] * (2 * self.axes)
-            shape[axis], shape[self.axes + axis] = beyond.shape
-            beyond = beyond.reshape(shape)
-            outside = beyond if outside is None else outside | beyond
-        assert outside is not None
-        return outside
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
@@ -130,6 +104,37 @@ class _LocalAttention(nn.Module):
             if max(getattr(self, name)) > 1:
                 parts.append(f"{name}={per_axis_text(getattr(self, name))}")
         return ", ".join(parts)
+
+
+@fx.wrap
+def _weights(
+    scores: Tensor, position_bias: Tensor | None, size: Sequence[int], window: _arguments.Window
+) -> Tensor:
+    """``(B, heads, *K, *Out)``: the softmax over the points of a neighbourhood that lie in the map."""
+    axes = len(window.stride)
+    if position_bias is not None:
+        bias = position_bias.to(scores.dtype)
+        scores = scores + bias.reshape(*bias.shape, *(1,) * axes)
+    # The lowest finite number, because where no point lies in the map, the softmax of -inf would be NaN.
+    scores = scores.masked_fill(_outside(scores, size, window), torch.finfo(scores.dtype).min)
+    points = scores.flatten(2, 1 + axes) if axes > 1 else scores
+    return softmax_over_points(points).unflatten(2, window.kernel_size)
+
+
+def _outside(scores: Tensor, size: Sequence[int], window: _arguments.Window) -> Tensor:
+    """``(*K, *Out)``: whether the kernel point ``k`` of the output ``o`` lies outside of the map."""
+    axes, outside = len(window.stride), None
+    for axis, length in enumerate(size):
+        points = torch.arange(window.kernel_size[axis], device=scores.device) * window.dilation[axis]
+        centres = torch.arange(scores.shape[2 + axes + axis], device=scores.device) * window.stride[axis]
+        position = points[:, None] + centres - window.padding[axis]
+        beyond = (position < 0) | (position >= length)
+        shape = [1] * (2 * axes)
+        shape[axis], shape[axes + axis] = beyond.shape
+        beyond = beyond.reshape(shape)
+        outside = beyond if outside is None else outside | beyond
+    assert outside is not None
+    return outside
 
 
 class LocalAttention1d(_LocalAttention):

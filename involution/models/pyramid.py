@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..layers import Involution2d
 from ..layers._shared import check_count
@@ -86,12 +86,17 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The levels, from the finest to the coarsest."""
-        if len(maps) != len(self.lateral):
-            raise ValueError(f"This feature pyramid takes {len(self.lateral)} maps, but got {len(maps)}.")
-        inner = [lateral(each) for lateral, each in zip(self.lateral, maps, strict=True)]
+        _check_count_of(maps, len(self.lateral))
+        inner = [lateral(maps[level]) for level, lateral in enumerate(self.lateral)]
         for level in range(len(inner) - 2, -1, -1):
             inner[level] = inner[level] + F.interpolate(inner[level + 1], size=inner[level].shape[2:])
         levels = [output(each) for output, each in zip(self.output, inner, strict=True)]
         for _ in range(self.extra_levels):
             levels.append(levels[-1][:, :, ::2, ::2])
         return levels
+
+
+@fx.wrap
+def _check_count_of(maps: Sequence[Tensor], count: int) -> None:
+    if len(maps) != count:
+        raise ValueError(f"This feature pyramid takes {count} maps, but got {len(maps)}.")

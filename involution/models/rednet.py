@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .._tracing import shape
 from ..layers._shared import NormLayer, check_count, make_norm
@@ -272,6 +272,7 @@ def _stage_indices(out_indices: Sequence[int] | None, stages: int) -> tuple[int,
     return indices
 
 
+@fx.wrap
 def _check_image(tensor: Tensor, channels: int) -> None:
     if tensor.dim() != 4 or shape(tensor)[1] != channels:
         raise ValueError(
