@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from involution import InvolutionLayer
 from involution.models import RedNet
 
 PROCESSES = 2
@@ -82,7 +83,29 @@ def fully_sharded() -> tuple[nn.Module, nn.Module]:
     return model, model
 
 
-WAYS = {"DistributedDataParallel": data_parallel, "fully_shard": fully_sharded}
+def small_layer() -> nn.Module:
+    torch.manual_seed(0)
+    layer = InvolutionLayer(3, 8, 3, padding=1, groups=2, dtype=torch.float64)
+    return nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3, dtype=torch.float64))
+
+
+def sharded_convolution() -> tuple[nn.Module, nn.Module]:
+    """The layer's convolution by itself: its weight is whole in its own forward alone."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = small_layer()
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    fully_shard(model[0].conv, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh)
+    return model, model
+
+
+# How a model is spread, and the model as one process has it.
+WAYS = {
+    "DistributedDataParallel": (data_parallel, small_rednet),
+    "fully_shard": (fully_sharded, small_rednet),
+    "fully_shard of a convolution": (sharded_convolution, small_layer),
+}
 
 
 def work(rank: int, folder: str) -> None:
@@ -91,7 +114,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
     try:
         results = {}
-        for name, wrap in WAYS.items():
+        for name, (wrap, _) in WAYS.items():
             wrapped, model = wrap()
             results[name] = {"losses": train(wrapped, rank, PROCESSES), "state": whole(model)}
         torch.save(results, f"{folder}/{rank}.pt")
@@ -109,7 +132,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_agree_with_one(way: str, results: list[dict]) -> None:
-    model = small_rednet()
+    model = WAYS[way][1]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     losses = train(model)
     assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

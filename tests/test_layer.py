@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import involution
 from involution import AttentionModule, InvolutionLayer, kernel_decompose
@@ -196,6 +196,78 @@ def test_the_convolution_learns_through_the_prior_too():
     weights = layer.attention(features, kernel_decompose(layer.conv.weight))
     involution.involution2d(layer.value(features), weights, padding="same").square().sum().backward()
     assert layer.conv.weight.grad.abs().max() > 1e-6
+
+
+def doubled_by_hooks(layer: InvolutionLayer) -> None:
+    """The weight is another for the call alone."""
+    saved = {}
+
+    def before(conv: nn.Module, arguments: tuple) -> None:
+        saved["weight"] = conv._parameters.pop("weight")
+        conv.weight = 2 * saved["weight"]
+
+    def after(conv: nn.Module, arguments: tuple, output: Any) -> None:
+        del conv.weight
+        conv.register_parameter("weight", saved.pop("weight"))
+
+    layer.conv.register_forward_pre_hook(before)
+    layer.conv.register_forward_hook(after)
+
+
+def doubled_by_forward(layer: InvolutionLayer) -> None:
+    """As offloading does, around the module's forward: meta tensors at all other times."""
+    conv, weight, forward = layer.conv, layer.conv.weight, layer.conv.forward
+    conv.register_parameter("weight", nn.Parameter(weight.detach().to("meta")))
+
+    def managed(*arguments: Any, **keywords: Any) -> Any:
+        meta = conv._parameters.pop("weight")
+        conv.weight = 2 * weight
+        try:
+            return forward(*arguments, **keywords)
+        finally:
+            del conv.weight
+            conv.register_parameter("weight", meta)
+
+    conv.forward = managed
+
+
+def doubled_for_one_reading(layer: InvolutionLayer) -> None:
+    """A parametrisation that gives zeros from its second reading on."""
+
+    class Once(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factors = [2.0]
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * (self.factors.pop() if self.factors else 0.0)
+
+    nn.utils.parametrize.register_parametrization(layer.conv, "weight", Once(), unsafe=True)
+
+
+@pytest.mark.parametrize("manage", [doubled_by_hooks, doubled_by_forward, doubled_for_one_reading])
+def test_the_weight_is_read_in_the_convolutions_own_forward(manage):
+    layer, x = make((3, 8, 3, 1, 1, 2, 6, 7), dtype=torch.float64)
+    plain = copy.deepcopy(layer)
+    with torch.no_grad():
+        plain.conv.weight *= 2
+    expected, _ = composed(plain, x)
+    weight = layer.conv.weight
+    manage(layer)
+    output = layer(x)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
+    upstream = torch.randn_like(output)
+    (want,) = torch.autograd.grad(expected, [plain.conv.weight], upstream)
+    torch.testing.assert_close(torch.autograd.grad(output, [weight], upstream)[0], 2 * want)
+
+
+def test_kernel_points_of_the_convolution_are_not_its_weight():
+    """A view of a weight that is freed after the call would hold nothing."""
+    layer, x = make((3, 8, (2, 3), 1, 1, 2, 6, 7))
+    features, points = layer.conv(x, kernel_points=True)
+    assert torch.equal(features, layer.conv(x)) and torch.equal(points, kernel_decompose(layer.conv.weight))
+    layer.conv.weight.data.zero_()
+    assert points.all()
 
 
 @pytest.mark.parametrize("channels", [*range(1, 70), 96, 128, 256, 1024])

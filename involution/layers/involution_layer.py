@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,20 @@ from .. import _arguments
 from ..functional import involution2d
 from ._shared import check_count, check_map
 from .attention import AttentionModule, kernel_decompose
+
+
+class KernelPointConv2d(nn.Conv2d):
+    """A ``torch.nn.Conv2d`` that, if asked, also gives the kernel points it has computed with.
+
+    A weight is only to be read inside of its own module's forward: hooks, sharding and offloading may bring it for
+    the call and take it away afterwards, and a parametrisation makes it anew each time.
+    """
+
+    def forward(self, input: Tensor, kernel_points: bool = False) -> Any:
+        """The features; with ``kernel_points`` a pair of them and what :func:`kernel_decompose` gives, copied."""
+        weight = self.weight
+        features = self._conv_forward(input, weight, self.bias)
+        return (features, kernel_decompose(weight).clone()) if kernel_points else features
 
 
 class InvolutionLayer(nn.Module):
@@ -44,7 +59,8 @@ class InvolutionLayer(nn.Module):
         dtype: their type.
 
     Attributes:
-        conv: the convolution.
+        conv: the convolution. The layer calls it with ``kernel_points=True``, upon which it returns a pair, the
+            features and the kernel points of the weight that made them; hooks on it see the pair.
         attention: the :class:`AttentionModule`.
         value: 1x1 convolution that makes the values that are weighed.
 
@@ -78,7 +94,7 @@ class InvolutionLayer(nn.Module):
         self.stride = (window.stride[0], window.stride[1])
         self.padding = padding if isinstance(padding, str) else (window.padding[0], window.padding[1])
 
-        self.conv = nn.Conv2d(
+        self.conv = KernelPointConv2d(
             in_channels, out_channels, self.kernel_size, self.stride, self.padding, device=device, dtype=dtype
         )
         self.attention = AttentionModule(out_channels, self.kernel_size, groups, device=device, dtype=dtype)
@@ -100,8 +116,8 @@ class InvolutionLayer(nn.Module):
                 dtype or device that is not the parameters'.
         """
         check_map(input, "input", self.in_channels)
-        features = self.conv(input)
-        weights = self.attention(features, kernel_decompose(self.conv.weight))
+        features, points = self.conv(input, kernel_points=True)
+        weights = self.attention(features, points)
         return features + involution2d(self.value(features), weights, padding="same")
 
     def extra_repr(self) -> str:
