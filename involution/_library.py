@@ -46,7 +46,7 @@ def _empty(sizes: Sequence[int], leading: int, channels_last: bool, like: Tensor
     stride = 1
     for axis in (*range(leading - 1, 0, -1), *range(len(sizes) - 1, leading - 1, -1), 0):
         strides[axis] = stride
-        stride *= max(1, sizes[axis])
+        stride *= torch.sym_max(1, sizes[axis])
     return like.new_empty_strided(sizes, strides)
 
 

@@ -102,6 +102,28 @@ def test_symbolic_sizes_without_dynamo(operation: str) -> None:
         torch.testing.assert_close(graph(*operands), function(*operands))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("operation", cases.OPERATIONS)
+def test_batch_that_depends_on_data(operation: str, layout: str) -> None:
+    """Two batches that data choose: torch._check says that they are as large."""
+    case = Case(5, 2, 3, (6, 7), (3, 3), (1, 1), (1, 1), (1, 1), torch.float64, *[layout] * 3)
+
+    class Chosen(torch.nn.Module):
+        def forward(self, first: torch.Tensor, second: torch.Tensor, *masks: torch.Tensor) -> torch.Tensor:
+            first, second = first[masks[0]], second[masks[1]]
+            torch._check(first.shape[0] == second.shape[0])
+            if operation == "local_correlation":
+                return involution.local_correlation2d(first, second, 3, 2, padding=1)
+            return getattr(involution, f"{operation}2d")(first, second, padding=1)
+
+    operands = case.operands(operation)
+    masks = [torch.arange(5) < 3, torch.arange(5) >= 2]
+    program = torch.export.export(Chosen(), (*operands, *masks), strict=False).module()
+    for chosen in (masks, [masks[0] & False] * 2, [masks[0] | True] * 2):
+        expected = Chosen()(*operands, *chosen)
+        torch.testing.assert_close(program(*operands, *chosen), expected)
+
+
 def test_transforms_under_compile() -> None:
     """A tangent or a functional gradient through a compiled function is right, never a silent zero."""
     torch._dynamo.reset()

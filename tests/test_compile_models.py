@@ -81,6 +81,62 @@ def test_another_batch_size_compiles_once_more(name: str) -> None:
     assert counts[0] == 1 and counts[1] == counts[2]
 
 
+class Chosen(nn.Module):
+    """The layer of a part of its input that data choose: of a batch, or of the last axis."""
+
+    def __init__(self, layer: nn.Module, dim: int, memory_format: torch.memory_format) -> None:
+        super().__init__()
+        self.layer, self.dim, self.memory_format = layer.to(memory_format=memory_format), dim, memory_format
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        chosen = x[mask] if self.dim == 0 else x[..., mask]
+        return self.layer(chosen.contiguous(memory_format=self.memory_format))
+
+
+def chosen_layer(name: str, stride: int) -> nn.Module:
+    """Without the batch normalisation, whose implementation in torch asks for the batch's size."""
+    softmax = {"norm_layer": None, "kernel_normalizer": "softmax"} if name[-1] == "d" else {"padding": 1}
+    keywords = {} if "Attention" in name else softmax
+    channels = (4,) if name[-1] == "d" else (4, 4)
+    return getattr(involution, name)(*channels, 3, stride, **keywords)
+
+
+LAYERS = [
+    f"{kind}{axes}d" for axes in (1, 2, 3) for kind in ("Involution", "InvolutionTranspose", "LocalAttention")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "dim", "memory_format"),
+    [
+        *((name, 1, 0, torch.contiguous_format) for name in [*LAYERS, "InvolutionLayer"]),
+        *((name, 2, 0, torch.channels_last) for name in [*LAYERS[3:6], "InvolutionLayer"]),
+        *((name, 1, -1, torch.contiguous_format) for name in LAYERS[:3]),
+    ],
+    ids=str,
+)
+def test_sizes_that_depend_on_data(
+    name: str, stride: int, dim: int, memory_format: torch.memory_format
+) -> None:
+    """They are known only when the program runs."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = chosen_layer(name, stride)
+    x = torch.randn(5, 4, *(6, 7, 5)[: getattr(layer, "axes", 2)])
+    module = Chosen(layer, dim, memory_format)
+    masks = [torch.arange(x.shape[dim]) < count for count in (3, 2)]
+    program = torch.export.export(module, (x, masks[0]), strict=False).module()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        for mask in masks:
+            expected = module(x, mask)
+            torch.testing.assert_close(program(x, mask), expected)
+            torch.testing.assert_close(compiled(x, mask), expected)
+            gradients = torch.autograd.grad(compiled(x, mask).square().sum(), list(layer.parameters()))
+            expected_gradients = torch.autograd.grad(expected.square().sum(), list(layer.parameters()))
+            torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.gpu
 @EACH_MODULE
 def test_reduce_overhead(name: str) -> None:

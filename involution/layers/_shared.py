@@ -133,8 +133,9 @@ def softmax_over_points(scores: Tensor) -> Tensor:
 @fx.wrap
 def _softmax_over_points(scores: Tensor) -> Tensor:
     axes = range(scores.dim())
-    points_last = scores.permute(0, *axes[3:], 1, 2)
-    if points_last.is_contiguous():
+    # Asked of strides alone: whether a tensor is contiguous depends on sizes, which may depend on data.
+    if scores.stride(-1) != 1 and scores.stride(2) == 1:
+        points_last = scores.permute(0, *axes[3:], 1, 2)
         return points_last.softmax(-1).permute(0, -2, -1, *axes[1:-2])
     return scores.softmax(2)
 
