@@ -12,6 +12,7 @@ import layer_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from hooks import gradients_of, hooked
 from torch import Tensor, nn
 
 import involution
@@ -259,6 +260,25 @@ def test_channels_last(make):
     output = layer(x.contiguous(memory_format=torch.channels_last))
     assert output.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+@EACH
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_see_what_stays(make, training):
+    """Nothing is changed in place that a hook has seen, and a full backward hook allows no such change."""
+    torch.manual_seed(0)
+    layer = randomise(make()).train(training)
+    x = torch.randn(2, 32, *(9, 8, 5)[: layer.axes], requires_grad=True)
+    expected = gradients_of(copy.deepcopy(layer), x)
+    torch.testing.assert_close(hooked(layer, x), expected)
+
+
+@EACH
+def test_results_may_be_changed_in_place(make):
+    layer = make().eval()
+    x = torch.randn(2, 32, *(9, 8, 5)[: layer.axes], requires_grad=True)
+    expected = torch.autograd.grad(layer(x).relu().sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(layer(x).relu_().sum(), x), expected)
 
 
 @EACH

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hooks import gradients_of, hooked
 from torch import Tensor, nn
 
 import involution
@@ -158,6 +159,12 @@ def test_autocast():
     torch.testing.assert_close(output.float(), layer(x), rtol=0.05, atol=0.05)
     output.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+def test_hooks_see_what_stays():
+    layer, x = make((3, 8, 3, 1, 1, 2, 6, 7), dtype=torch.float64)
+    x.requires_grad_()
+    torch.testing.assert_close(hooked(layer, x), gradients_of(layer, x))
 
 
 def test_gradcheck():

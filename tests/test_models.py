@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hooks import gradients_of, hooked
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,7 +63,7 @@ class ElementwiseCounter(TorchDispatchMode):
         name = function.overloadpacket.__name__
         if "batch_norm" in name:
             self.count += 2 * arguments[0].numel()
-        elif name in ("add_", "relu", "relu_", "clamp_min_", "max_pool2d_with_indices", "avg_pool2d", "mean"):
+        elif name in ("add", "relu", "relu_", "clamp_min_", "max_pool2d_with_indices", "avg_pool2d", "mean"):
             self.count += arguments[0].numel()
         elif name == "convolution" and arguments[2] is not None:
             self.count += result.numel()
@@ -259,6 +260,36 @@ def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     output = output if isinstance(output, Tensor) else torch.cat([m.flatten() for m in output])
     output.square().mean().backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tiny(drop_path=0.5),
+        lambda: tiny(drop_path=0.5).eval(),
+        lambda: nn.Sequential(
+            tiny(features_only=True), FeaturePyramid((64, 128), 16, neck="involution", extra_levels=2)
+        ),
+    ],
+    ids=["training", "evaluation", "pyramid"],
+)
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called")  # of modules that return lists
+def test_hooks_see_what_stays(make):
+    model, x = make(), torch.randn(2, 3, 32, 32, requires_grad=True)
+    results = []
+    for run in (gradients_of, hooked):
+        torch.manual_seed(1)
+        results.append(run(copy.deepcopy(model), x))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_extra_levels_are_not_parts_of_others():
+    pyramid = FeaturePyramid((8,), 16, extra_levels=2)
+    levels = pyramid([torch.randn(1, 8, 5, 7)])
+    before = [level.detach().clone() for level in levels]
+    levels[1].fill_(3.0)
+    assert torch.equal(levels[0], before[0]) and torch.equal(levels[2], before[2])
+    assert torch.equal(before[1], before[0][:, :, ::2, ::2])
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +39,8 @@ GROUP_CHANNELS = 16
 NormLayer = Callable[[int], nn.Module] | str | None
 ActivationLayer = Callable[[], nn.Module] | None
 
-# In place, because what a normalisation or a convolution gives is needed nowhere else.
-RELU: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True)
+# Not in place, because hooks may have seen what a normalisation or a convolution gives.
+RELU: Callable[[], nn.Module] = nn.ReLU
 
 
 def check_count(value: int, name: str) -> int:

@@ -96,9 +96,9 @@ class Stem(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Runs the stem."""
-        x = F.relu(self.norm1(self.conv1(input)), inplace=True)
+        x = F.relu(self.norm1(self.conv1(input)))
         x = self.relu2(self.norm2(self.involution(x)))
-        x = F.relu(self.norm3(self.conv2(x)), inplace=True)
+        x = F.relu(self.norm3(self.conv2(x)))
         return x if self.pool is None else self.pool(x)
 
     def resize_involution(self, kernel_size: int) -> None:
@@ -188,13 +188,13 @@ class Bottleneck(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Runs the block."""
-        x = F.relu(self.norm1(self.conv1(input)), inplace=True)
+        x = F.relu(self.norm1(self.conv1(input)))
         x = self.relu2(self.norm2(self.involution(x)))
         x = self.norm3(self.conv2(x))
         if self.drop_path is not None:
             x = self.drop_path(x)
-        x += input if self.shortcut is None else self.shortcut(input)
-        return F.relu(x, inplace=True)
+        x = x + (input if self.shortcut is None else self.shortcut(input))
+        return F.relu(x, inplace=True)  # no module's output, which hooks may have seen
 
 
 @torch.no_grad()

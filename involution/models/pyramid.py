@@ -92,7 +92,7 @@ class FeaturePyramid(nn.Module):
             inner[level] = inner[level] + F.interpolate(inner[level + 1], size=inner[level].shape[2:])
         levels = [output(each) for output, each in zip(self.output, inner, strict=True)]
         for _ in range(self.extra_levels):
-            levels.append(levels[-1][:, :, ::2, ::2])
+            levels.append(F.max_pool2d(levels[-1], 1, 2))  # a copy, for changes in place
         return levels
 
 
