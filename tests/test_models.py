@@ -292,9 +292,35 @@ def test_extra_levels_are_not_parts_of_others():
     assert torch.equal(before[1], before[0][:, :, ::2, ::2])
 
 
-@pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_gradient_checkpointing_changes_nothing_but_memory(drop_path):
-    model, x = tiny(drop_path=drop_path), torch.randn(4, 3, 32, 32)
+class Stateful(nn.Module):
+    """A norm of one's own, whose result depends on what it has seen before."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.mean.lerp_(x.detach().mean((0, 2, 3)), 1 / (1 + self.calls.item()))
+        return (x - self.mean.clone()[:, None, None]) * self.weight[:, None, None]
+
+
+NORMS = {
+    "batch": "batch",
+    "cumulative": lambda channels: nn.BatchNorm2d(channels, momentum=None),
+    "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True, track_running_stats=True),
+    "synchronised": nn.SyncBatchNorm,
+    "stateful": Stateful,
+}
+
+
+@pytest.mark.parametrize(
+    ("drop_path", "norm"), [(0.0, "batch"), (0.5, "batch"), *((0.0, name) for name in [*NORMS][1:])]
+)
+def test_gradient_checkpointing_changes_nothing_but_memory(drop_path, norm):
+    model, x = tiny(drop_path=drop_path, norm_layer=NORMS[norm]), torch.randn(4, 3, 32, 32)
     other = copy.deepcopy(model)
     other.set_grad_checkpointing()
     results, saved = [], []
@@ -309,8 +335,21 @@ def test_gradient_checkpointing_changes_nothing_but_memory(drop_path):
     buffers = zip(model.named_buffers(), other.named_buffers(), strict=True)
     for (name, a), (_, b) in buffers:  # running statistics count the batch once
         assert torch.equal(a, b), name
+        assert b.any() or "mean" not in name, "the statistics were not taken"
     other.set_grad_checkpointing(False)
     assert not other.grad_checkpointing
+
+
+def test_gradient_checkpointing_goes_back_twice():
+    """A graph that is kept computes its blocks again each time."""
+    model, x = tiny(norm_layer=Stateful), torch.randn(2, 3, 32, 32)
+    model.set_grad_checkpointing()
+    loss = model(x).square().mean()
+    before = copy.deepcopy(dict(model.named_buffers()))
+    weights = [block.norm1.weight for stage in model.stages for block in stage]
+    first, second = (torch.autograd.grad(loss, weights, retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
+    torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
 
 
 def test_gradient_checkpointing_keeps_less():

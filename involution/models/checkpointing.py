@@ -1,34 +1,38 @@
-"""Gradient checkpointing that leaves running statistics as they would be without it."""
+"""Gradient checkpointing that leaves buffers, such as running statistics, as they would be without it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-@contextlib.contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch norms normalise as in training, but do not count the batch a second time.
+class _SameBuffers:
+    """Within it, the buffers of a block in training are copies of what they were when this was made.
 
-    The statistics are still passed, with a momentum of 0: without them fewer tensors would be saved for the backward
-    pass than the first time, which checkpointing takes for an error.
+    So what is computed a second time is what was computed the first time, whatever it makes of buffers, and changes
+    to them are lost with the copies.
     """
-    norms = [
-        (module, module.momentum, module.num_batches_tracked)
-        for module in block.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
-    for norm, _, _ in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, batches in norms:
-            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+    def __init__(self, block: nn.Module) -> None:
+        self.before = [
+            (module._buffers, name, buffer.clone())
+            for module in block.modules()
+            if module.training
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def __enter__(self) -> None:
+        self.current = [buffers[name] for buffers, name, _ in self.before]
+        for buffers, name, buffer in self.before:
+            buffers[name] = buffer.clone()  # a graph that is kept is gone through again
+
+    def __exit__(self, *error: object) -> None:
+        for (buffers, name, _), current in zip(self.before, self.current, strict=True):
+            buffers[name] = current
 
 
 def checkpoint_block(block: nn.Module, input: Tensor) -> Tensor:
@@ -40,5 +44,5 @@ def checkpoint_block(block: nn.Module, input: Tensor) -> Tensor:
         block,
         input,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(block)),
+        context_fn=lambda: (contextlib.nullcontext(), _SameBuffers(block)),
     )
