@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeGuard, TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeGuard, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..layers._shared import CONVOLUTIONS
 from ..layers.epilogue import Epilogue
 from ..layers.kernel_branch import KernelBranch
 from .blocks import Bottleneck, Shortcut, Stem
@@ -39,15 +42,22 @@ def fuse(model: Module) -> Module:
         model: a :class:`RedNet`, an involution layer, or any module that holds them; in any mode. Norms that are not
             batch norms with running statistics are left.
 
+    A parametrised convolution (``torch.nn.utils.parametrize``) is folded with the weight that it has in evaluation.
+
     Returns:
         A deep copy; its parameters need no gradients.
+
+    Raises:
+        ValueError: a convolution is to be folded that has no weight of its own, because a hook makes it.
     """
+    for module, convolution, norm in _pairs(model):
+        _check_weight(getattr(module, convolution), f"{type(module).__name__}.{convolution}", norm)
     fused = copy.deepcopy(model).eval().requires_grad_(False)
+    for module, convolution, norm in list(_pairs(fused)):
+        first, second = getattr(module, convolution), getattr(module, norm)
+        setattr(module, convolution, fuse_conv_bn_eval(_plain(first), second).requires_grad_(False))
+        setattr(module, norm, nn.Identity())
     for module in list(fused.modules()):
-        for kind, pairs in _PAIRS.items():
-            if isinstance(module, kind):
-                for convolution, norm in pairs:
-                    _fold(module, convolution, norm)
         if isinstance(module, Stem | Bottleneck) and _has_statistics(module.norm2):
             module.involution.epilogue = Epilogue(module.norm2)
             module.norm2 = module.relu2 = nn.Identity()
@@ -58,8 +68,42 @@ def _has_statistics(norm: nn.Module | None) -> TypeGuard[_BatchNorm]:
     return isinstance(norm, _BatchNorm) and norm.running_mean is not None
 
 
-def _fold(module: nn.Module, convolution: str, norm: str) -> None:
-    first, second = getattr(module, convolution), getattr(module, norm)
-    if _has_statistics(second):
-        setattr(module, convolution, fuse_conv_bn_eval(first, second).requires_grad_(False))
-        setattr(module, norm, nn.Identity())
+def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Every batch norm with running statistics that follows a convolution, by names in their module."""
+    for module in model.modules():
+        for kind, pairs in _PAIRS.items():
+            for convolution, norm in pairs if isinstance(module, kind) else ():
+                if _has_statistics(getattr(module, norm)):
+                    yield module, convolution, norm
+
+
+def _plain(convolution: Any) -> Any:
+    """The convolution with its weight and bias as they are in evaluation, without their parametrisations.
+
+    A new one, because ``parametrize.remove_parametrizations`` takes them from the copy's class, which is the
+    original's too.
+    """
+    if not parametrize.is_parametrized(convolution):
+        return convolution
+    weight, bias = convolution.weight, convolution.bias
+    sizes = (convolution.in_channels, convolution.out_channels, convolution.kernel_size)
+    window = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    kind: Any = CONVOLUTIONS[weight.dim() - 2]
+    plain = kind(*sizes, *window, bias is not None, convolution.padding_mode, device="meta").eval()
+    plain.weight = nn.Parameter(weight.detach())
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach())
+    return plain
+
+
+def _check_weight(convolution: nn.Module, name: str, norm: str) -> None:
+    if not isinstance(convolution, nn.modules.conv._ConvNd):
+        raise ValueError(
+            f"fuse cannot fold {norm} into {name}, which is a {type(convolution).__name__} and no convolution."
+        )
+    if not parametrize.is_parametrized(convolution, "weight") and "weight" not in convolution._parameters:
+        raise ValueError(
+            f"fuse cannot fold {norm} into {name}, whose weight is made by a hook, as torch.nn.utils.weight_norm and "
+            "torch.nn.utils.prune make it. Make it a parameter first, with torch.nn.utils.remove_weight_norm or "
+            "prune.remove."
+        )
