@@ -122,15 +122,22 @@ def local_attention(
     kernel_size: Sequence[int],
     stride: Sequence[int],
     dilation: Sequence[int],
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Neighbourhood attention, with neighbours outside of the map left out of the softmax."""
+    """Neighbourhood attention, with neighbours outside of the map, or masked, left out of the softmax.
+
+    A number of the mask's is the logarithm of a factor by which its key counts more, or less.
+    """
     axes = x.dim() - 2
     same = [d * (k - 1) // 2 for k, d in zip(kernel_size, dilation, strict=True)]
     query = pointwise(x[(..., *(slice(None, None, s) for s in stride))], p, "query").unflatten(1, (heads, -1))
     out = query.shape[3:]
     arguments = (kernel_size, stride, same, dilation, out)
     key = windows(pointwise(x, p, "key"), *arguments).flatten(2 + axes).unflatten(1, (heads, -1))
-    inside = windows(torch.ones_like(x[:1, :1]), *arguments).flatten(2 + axes)[0, 0]  # (*Out, points)
+    counts = torch.ones_like(x[:, 0])
+    if mask is not None:
+        counts = (~mask).to(x.dtype) if mask.dtype == torch.bool else mask.exp()
+    inside = windows(counts[:, None], *arguments).flatten(2 + axes)  # (B, 1, *Out, points)
     scores = torch.einsum("bgc...,bgc...k->bg...k", query, key) / query.shape[2] ** 0.5
     if "position_bias" in p:
         scores = scores + p["position_bias"].flatten(1).reshape(1, heads, *(1,) * axes, -1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .. import _arguments, _library
+from .. import _arguments, _library, _tracing
 from ._shared import CONVOLUTIONS, check_count, check_map, per_axis_text, softmax_over_points
 from .kernel_branch import factory_arguments
 
@@ -70,29 +70,35 @@ class _LocalAttention(nn.Module):
         if self.position_bias is not None:
             nn.init.zeros_(self.position_bias)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Runs the layer.
 
         Args:
             input: ``(B, channels, *In)``.
+            key_padding_mask: ``(B, *In)``, as in ``torch.nn.MultiheadAttention``: boolean, where True means that a
+                position is padding, which no query attends to, as if it lay outside of the map; or floating-point,
+                added to the scores of that key, where ``-inf`` means padding. What comes out at padding is of no
+                use, but finite.
 
         Returns:
             ``(B, out_channels, *Out)`` with ``Out = ceil(In / stride)``.
 
         Raises:
-            ValueError: ``input`` has the wrong shape.
+            ValueError: ``input`` or ``key_padding_mask`` has the wrong shape, or they are on different devices.
+            TypeError: ``key_padding_mask`` is neither boolean nor floating-point.
             RuntimeError: from the convolutions, for a dtype or device that is not the parameters'.
         """
         check_map(input, "input", self.channels, self.axes)
+        _check_mask(key_padding_mask, input)
         query = self.query(input) * (self.channels // self.num_heads) ** -0.5
         key, value = self.key(input), self.value(input)
         # The queries fix the output size, so an odd zero of the padding, at the end, needs no mention.
         window = (self.stride, self._window.padding, self.dilation)
         scores = _library.local_correlation(query, key, self.kernel_size, self.num_heads, *window)
-        weights = _weights(scores, self.position_bias, input.shape[2:], self._window)
+        weights = _weights(scores, self.position_bias, input.shape[2:], self._window, key_padding_mask)
         if self.dropout is not None:
             weights = self.dropout(weights)
-        return self.project(_library.involution(value, weights, *window))
+        return self.project(_library.involution(_without_padding(value, key_padding_mask), weights, *window))
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
@@ -107,18 +113,66 @@ class _LocalAttention(nn.Module):
 
 
 @fx.wrap
+def _check_mask(mask: Tensor | None, input: Tensor) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"key_padding_mask must be a boolean or floating-point tensor, not {kind}.")
+    batch, _, *space = _tracing.shape(input)
+    given, expected = tuple(_tracing.shape(mask)), (batch, *space)
+    if given != expected:
+        raise ValueError(
+            f"key_padding_mask must have shape {expected}, one element for each position of the input, but its "
+            f"shape is {given}."
+        )
+    if mask.device != input.device:
+        raise ValueError(
+            f"key_padding_mask must be on the device of the input, {input.device}, but it is on {mask.device}."
+        )
+
+
+def _padding(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where a mask excludes keys; a number may be too low for the dtype that the scores have."""
+    return mask if mask.dtype == torch.bool else mask.to(dtype) == -math.inf
+
+
+@fx.wrap
+def _without_padding(value: Tensor, mask: Tensor | None) -> Tensor:
+    """Zeros at padding, as outside of the map: for queries that have no other neighbours."""
+    return value if mask is None else value.masked_fill(_padding(mask, value.dtype)[:, None], 0)
+
+
+@fx.wrap
 def _weights(
-    scores: Tensor, position_bias: Tensor | None, size: Sequence[int], window: _arguments.Window
+    scores: Tensor,
+    position_bias: Tensor | None,
+    size: Sequence[int],
+    window: _arguments.Window,
+    mask: Tensor | None,
 ) -> Tensor:
     """``(B, heads, *K, *Out)``: the softmax over the points of a neighbourhood that lie in the map."""
     axes = len(window.stride)
     if position_bias is not None:
         bias = position_bias.to(scores.dtype)
         scores = scores + bias.reshape(*bias.shape, *(1,) * axes)
+    outside = _outside(scores, size, window)
+    if mask is not None:
+        padding = _padding(mask, scores.dtype)
+        if mask.dtype != torch.bool:
+            scores = scores + _neighbours(mask.masked_fill(padding, 0), scores, window)
+        outside = outside | _neighbours(padding, scores, window).bool()
     # The lowest finite number, because where no point lies in the map, the softmax of -inf would be NaN.
-    scores = scores.masked_fill(_outside(scores, size, window), torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(outside, torch.finfo(scores.dtype).min)
     points = scores.flatten(2, 1 + axes) if axes > 1 else scores
     return softmax_over_points(points).unflatten(2, window.kernel_size)
+
+
+def _neighbours(map: Tensor, scores: Tensor, window: _arguments.Window) -> Tensor:
+    """``(B, 1, *K, *Out)``: what a ``(B, *In)`` map holds at every point of every neighbourhood; 0 outside of it."""
+    ones = scores.new_ones((scores.shape[0], 1, *scores.shape[2 + len(window.stride) :]))
+    steps = (window.stride, window.padding, window.dilation)
+    return _library.local_correlation(ones, map[:, None].to(scores.dtype), window.kernel_size, 1, *steps)
 
 
 def _outside(scores: Tensor, size: Sequence[int], window: _arguments.Window) -> Tensor:
@@ -185,7 +239,8 @@ class LocalAttention2d(_LocalAttention):
         position_bias: ``(num_heads, KH, KW)``, starting at zero, or None.
 
     Shape:
-        ``(B, channels, H, W)`` to ``(B, out_channels, ceil(H / stride), ceil(W / stride))``.
+        ``(B, channels, H, W)`` and, optionally, a ``(B, H, W)`` key padding mask to
+        ``(B, out_channels, ceil(H / stride), ceil(W / stride))``.
 
     Raises:
         ValueError: an argument is out of range; the message says which.
