@@ -213,6 +213,7 @@ def test_the_operators_tests_pass_on_every_instruction_set(capability: str, sele
         "test_bad_input.py",
         "test_autocast.py -k not training and not compile",
         "test_fused_operator.py -k not compile_it and not gradgradcheck and not definition",
+        "test_tracing.py -k operations",
     ],
 )
 def test_the_operators_tests_pass_without_the_extension(selection: str) -> None:

@@ -189,6 +189,24 @@ def test_torchvisions_feature_extractor(torchvision) -> None:
     torch.testing.assert_close(extractor(x), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
+def test_scripting_is_refused_in_a_sentence(name: str) -> None:
+    for module in (MODULES[name](), nn.Sequential(nn.Identity(), MODULES[name]())):
+        with pytest.raises(NotImplementedError, match=r"cannot be scripted: .* Use torch\.export"):
+            torch.jit.script(module)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
+def test_operators_in_a_scripted_function() -> None:
+    def function(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.ops.involution.involution(x, weight, [1, 1], [1, 1], [1, 1]).relu()
+
+    x, weight = torch.randn(1, 4, 5, 6), torch.randn(1, 2, 3, 3, 5, 6)
+    expected = involution.involution2d(x, weight, padding=1).relu()
+    assert torch.equal(torch.jit.script(function)(x, weight), expected)
+
+
 def test_scales_keep_the_precision_of_float64() -> None:
     layer = involution.InvolutionLayer(3, 6, 3, groups=1, dtype=torch.float64)
     x = torch.randn(1, 3, 5, 6, dtype=torch.float64)

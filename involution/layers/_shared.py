@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,17 @@ ActivationLayer = Callable[[], nn.Module] | None
 
 # Not in place, because hooks may have seen what a normalisation or a convolution gives.
 RELU: Callable[[], nn.Module] = nn.ReLU
+
+
+class NotScriptable:
+    """A module that ``torch.jit.script`` refuses in a sentence; torch asks this method first, of every part too."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be scripted: its checks and sizes are Python. Use torch.export, "
+            "torch.compile, or torch.jit.trace, whose traces hold for other sizes too. In a scripted function, call "
+            "torch.ops.involution.involution and its siblings."
+        )
 
 
 def check_count(value: int, name: str) -> int:

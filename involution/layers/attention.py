@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from .. import _arguments
 from .._tracing import shape
 from ..functional import local_correlation2d
-from ._shared import check_count, check_map, softmax_over_points
+from ._shared import NotScriptable, check_count, check_map, softmax_over_points
 
 # The width of a group in RedNet, Li et al.'s network: the default where it divides the channels.
 GROUP_WIDTH = 16
@@ -54,7 +54,7 @@ def _check_weight(weight: Tensor) -> None:
         )
 
 
-class AttentionModule(nn.Module):
+class AttentionModule(NotScriptable, nn.Module):
     """Makes one kernel for each position and group, by attention to the neighbourhood of the position.
 
     With ``query`` and ``key`` made by 1x1 convolutions to ``R = max(1, channels // 2)`` channels::

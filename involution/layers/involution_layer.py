@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import _arguments
 from ..functional import involution2d
-from ._shared import check_count, check_map
+from ._shared import NotScriptable, check_count, check_map
 from .attention import AttentionModule, kernel_decompose
 
 
@@ -28,7 +28,7 @@ class KernelPointConv2d(nn.Conv2d):
         return (features, kernel_decompose(weight).clone()) if kernel_points else features
 
 
-class InvolutionLayer(nn.Module):
+class InvolutionLayer(NotScriptable, nn.Module):
     """A convolution, plus an involution of its features by kernels made of these and of its weight.
 
     ::

@@ -16,6 +16,7 @@ from ._shared import (
     CONVOLUTIONS,
     ActivationLayer,
     NormLayer,
+    NotScriptable,
     check_count,
     choose_groups,
     initialise_convolutions,
@@ -28,7 +29,7 @@ from ._shared import (
 KernelNormalizer = Callable[[Tensor], Tensor] | str | None
 
 
-class KernelBranch(nn.Module):
+class KernelBranch(NotScriptable, nn.Module):
     """What the layers that make their kernels from their input have in common.
 
     ``kernels(hidden(z)) = normalise(span(activation(norm(reduce(z)))))``, viewed as ``(B, G, *K, *space)``.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _arguments, _library, _tracing
-from ._shared import CONVOLUTIONS, check_count, check_map, per_axis_text, softmax_over_points
+from ._shared import CONVOLUTIONS, NotScriptable, check_count, check_map, per_axis_text, softmax_over_points
 from .kernel_branch import factory_arguments
 
 
-class _LocalAttention(nn.Module):
+class _LocalAttention(NotScriptable, nn.Module):
     """Everything about the layers but the number of axes; :class:`LocalAttention2d` documents it."""
 
     axes: int

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..layers import Involution2d
-from ..layers._shared import check_count
+from ..layers._shared import NotScriptable, check_count
 from ..layers.kernel_branch import factory_arguments
 
 __all__ = ["FeaturePyramid"]
 
 
-class FeaturePyramid(nn.Module):
+class FeaturePyramid(NotScriptable, nn.Module):
     """Maps of several scales with one number of channels, each knowing of those above it.
 
     ::

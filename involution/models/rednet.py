@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._tracing import shape
-from ..layers._shared import NormLayer, check_count, make_norm
+from ..layers._shared import NormLayer, NotScriptable, check_count, make_norm
 from ..layers.kernel_branch import factory_arguments
 from .blocks import Bottleneck, Stem, initialise
 from .checkpointing import checkpoint_block
@@ -18,7 +18,7 @@ from .checkpointing import checkpoint_block
 __all__ = ["RedNet"]
 
 
-class RedNet(nn.Module):
+class RedNet(NotScriptable, nn.Module):
     """A stem, stages of bottlenecks with involution, average pooling and a linear head.
 
     Source: Li et al., "Involution: Inverting the Inherence of Convolution for Visual Recognition", CVPR 2021,
