@@ -40,7 +40,7 @@ $(INSTALLED): $(BIN)/python $(BUILT_FROM)
 	@touch $@
 
 test: venv  ## run the tests
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
 
 demo: venv  ## run the operator on a photograph, train a small network and evaluate it
 	$(BIN)/python examples/demo.py

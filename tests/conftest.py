@@ -17,8 +17,23 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# With pytest-xdist a file's tests stay in one process, for what they set up together; but these, whose tests take
+# minutes and share nothing but builds that are kept, are dealt out one by one.
+DEALT_OUT = (
+    "test_backend_on_host",
+    "test_cpu",
+    "test_fused_on_host",
+    "test_kernels_on_host",
+    "test_operations",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked `gpu` need a CUDA device; without one they are skipped, and counted as such."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.path.stem not in DEALT_OUT:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device")

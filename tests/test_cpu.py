@@ -246,8 +246,8 @@ def runner(request: pytest.FixtureRequest) -> Iterator[CpuRunner]:
         yield runner
 
 
-def execute(runner: CpuRunner, operation: str, case: Case, seed: int = 0) -> None:
-    """Runs the kernel with its items in two orders, cut for two numbers of threads, and checks it."""
+def execute(runner: CpuRunner, operation: str, case: Case, seed: int = 0, in_two_orders: bool = True) -> None:
+    """Runs the kernel, with its items in two orders, cut for two numbers of threads, and checks it."""
     first, second = case.operands(operation, seed)
     x, w, y = case.tensors(seed)
     third = {"involution": y, "involution_transpose": x, "local_correlation": w}[operation]
@@ -260,7 +260,7 @@ def execute(runner: CpuRunner, operation: str, case: Case, seed: int = 0) -> Non
         third.new_empty(third.shape), "contiguous" if layout == "expanded" else layout, leading
     )
     results = []
-    for order in (2 * seed + 1, 2 * seed + 2):
+    for order in (2 * seed + 1, 2 * seed + 2)[: 1 + in_two_orders]:
         result, _ = runner.run(
             operation,
             first,
@@ -273,7 +273,7 @@ def execute(runner: CpuRunner, operation: str, case: Case, seed: int = 0) -> Non
         )
         results.append(result)
     assert_right(results[0], operation, first, second, case.arguments(operation))
-    assert torch.equal(results[0], results[1]), f"{operation} depends on how the work is cut"
+    assert torch.equal(results[0], results[-1]), f"{operation} depends on how the work is cut"
 
 
 @sanitized
@@ -290,6 +290,8 @@ def test_geometries_under_sanitizers(
                 runner,
                 operation,
                 case.with_(dtype=dtype, x_layout=layout, w_layout=layout, y_layout=layout),
+                # How the work is cut depends on the sizes alone, of elements and vectors too.
+                in_two_orders=dtype in WIDE_DTYPES,
             )
 
 
