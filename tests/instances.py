@@ -14,11 +14,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import cases
+import fused_cases
 import torch
 from cases import Case
+from fused_cases import FusedCase
 from torch import Tensor
 
 from involution import reference
@@ -85,6 +88,16 @@ def instances() -> Iterator[tuple[str, Case]]:
             yield operation, problem(operation, *sizes, dtype, ("contiguous", "contiguous"))
 
 
+def fused_instances() -> Iterator[FusedCase]:
+    """The fused layer with every kernel that there is: one for each number of steps of 16 reduced channels."""
+    for place, (dtype, stride, kernel, reduced) in enumerate(
+        itertools.product(DTYPES[1:], (1, 2), (3, 5, 7), (16, 32, 64, 128))
+    ):
+        sizes = MAPS[place % 2], (kernel, kernel), (stride, stride), (kernel // 2,) * 2, (1, 1)
+        case = Case(1, 2, 16, *sizes, dtype, x_layout="channels_last")
+        yield FusedCase(case, reduced, features_layout="channels_last")
+
+
 def describe(operation: str, case: Case) -> str:
     """A problem in one line."""
     names = ("input", "kernel", "stride", "dilation")
@@ -99,13 +112,57 @@ def operator(operation: str, *arguments: object) -> Tensor:
     return getattr(torch.ops.involution, operation)(*arguments)
 
 
-def error_of(operation: str, case: Case, seed: int, result: Tensor) -> float:
-    """The largest error, as a share of the largest value of the float64 reference or of one."""
-    operands = (tensor.double() for tensor in case.operands(operation, seed))
-    expected = getattr(reference, operation)(*operands, *case.arguments(operation))
-    if result.shape != expected.shape or result.dtype != case.dtype:
-        return float("inf")
-    return ((result.double() - expected).abs().max() / max(1.0, expected.abs().max().item())).item()
+@dataclass(frozen=True)
+class Run:
+    """A problem that is ready to run."""
+
+    text: str
+    operation: str
+    operands: tuple[Tensor | None, ...]
+    arguments: tuple
+    bound: float  # for the error, as a share of the largest value
+    expected: Callable[[], Tensor]
+
+    def on(self, device: str) -> Tensor:
+        moved = (None if tensor is None else tensor.to(device) for tensor in self.operands)
+        return operator(self.operation, *moved, *self.arguments)
+
+    def error_of(self, result: Tensor) -> float:
+        """The largest error, as a share of the largest value of the float64 reference or of one."""
+        expected = self.expected()
+        if result.shape != expected.shape or result.dtype != self.operands[0].dtype:  # type: ignore[union-attr]
+            return float("inf")
+        return ((result.double() - expected).abs().max() / max(1.0, expected.abs().max().item())).item()
+
+
+def runs() -> list[Run]:
+    """Every problem, with random values."""
+    chosen = []
+    for seed, (operation, case) in enumerate(instances()):
+        operands, arguments = case.operands(operation, seed), case.arguments(operation)
+
+        def expected(
+            operation: str = operation, operands: tuple = operands, arguments: tuple = arguments
+        ) -> Tensor:
+            return getattr(reference, operation)(*(tensor.double() for tensor in operands), *arguments)
+
+        bound = cases.CEILING[case.dtype]
+        chosen.append(Run(describe(operation, case), operation, operands, arguments, bound, expected))
+    for seed, fused in enumerate(fused_instances()):
+        tensors, arguments = fused.tensors(seed), fused.arguments
+
+        def expected(tensors: tuple = tensors, arguments: tuple = arguments) -> Tensor:
+            return torch.from_numpy(fused_cases.exact(tensors, arguments))
+
+        window = fused.window
+        text = (
+            f"fused_involution {str(window.dtype).removeprefix('torch.')}, input {'x'.join(map(str, window.input))}, "
+            f"kernel {'x'.join(map(str, window.kernel))}, stride {window.stride[0]}, {fused.reduced} reduced channels"
+        )
+        # Kernels are rounded, too.
+        bound = 2 * cases.CEILING[window.dtype]
+        chosen.append(Run(text, "fused_involution", tensors, arguments, bound, expected))
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,29 +171,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--list", action="store_true", help="print the problems and run none")
     options = parser.parse_args(arguments)
-    chosen = list(instances())
+    chosen = runs()
     if options.list:
-        print(*itertools.starmap(describe, chosen), sep="\n")
+        print(*(run.text for run in chosen), sep="\n")
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit(
             "This needs a CUDA device, and torch sees none here; --device cpu runs the problems on the CPU."
         )
     results = []
-    for seed, (operation, case) in enumerate(chosen):
-        print(f"{seed + 1}/{len(chosen)} {describe(operation, case)}", flush=True)
-        operands = [tensor.to(options.device) for tensor in case.operands(operation, seed)]
-        results.append(operator(operation, *operands, *case.arguments(operation)))
+    for number, run in enumerate(chosen, 1):
+        print(f"{number}/{len(chosen)} {run.text}", flush=True)
+        results.append(run.on(options.device))
     if options.device == "cuda":
         torch.cuda.synchronize()
     wrong = 0
-    for seed, ((operation, case), result) in enumerate(zip(chosen, results, strict=True)):
-        error, bound = error_of(operation, case, seed, result.cpu()), cases.CEILING[case.dtype]
-        if not error <= bound:
+    for run, result in zip(chosen, results, strict=True):
+        error = run.error_of(result.cpu())
+        if not error <= run.bound:
             wrong += 1
-            print(
-                f"WRONG: {describe(operation, case)}: the error is {error:.2g}, but at most {bound:.2g} is right."
-            )
+            print(f"WRONG: {run.text}: the error is {error:.2g}, but at most {run.bound:.2g} is right.")
     verdict = f"{wrong} are wrong" if wrong else "all agree with the float64 reference"
     print(f"Of {len(chosen)} results {verdict}.")
     return int(wrong > 0)

@@ -354,10 +354,19 @@ def test_every_kind_of_kernel_has_a_problem():
 def test_all_problems_come_out_right_on_the_cpu(capsys):
     assert instances.main(["--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 289 and lines[-1] == "Of 288 results all agree with the float64 reference."
+    assert len(lines) == 337 and lines[-1] == "Of 336 results all agree with the float64 reference."
     assert lines[0].startswith(
-        "1/288 involution float32, input 9x17, kernel 3x3, stride 1x1, dilation 1x1, 16 "
+        "1/336 involution float32, input 9x17, kernel 3x3, stride 1x1, dilation 1x1, 16 "
     )
+    assert lines[-2].startswith("336/336 fused_involution bfloat16, input 8x24, kernel 7x7, stride 2, 128 ")
+
+
+def test_every_fused_kernel_has_a_problem():
+    found = {
+        (case.window.dtype, case.window.kernel[0], case.window.stride[0], case.reduced)
+        for case in instances.fused_instances()
+    }
+    assert found == set(itertools.product(instances.DTYPES[1:], (3, 5, 7), (1, 2), (16, 32, 64, 128)))
 
 
 def test_a_wrong_result_is_found(capsys, monkeypatch):
@@ -373,4 +382,4 @@ def test_a_wrong_result_is_found(capsys, monkeypatch):
     assert instances.main(["--device", "cpu"]) == 1
     *_, complaint, verdict = capsys.readouterr().out.splitlines()
     assert complaint.startswith("WRONG: local_correlation float64, input 9x17, kernel 7x7")
-    assert verdict == "Of 288 results 1 are wrong."
+    assert verdict == "Of 336 results 1 are wrong."
