@@ -238,6 +238,7 @@ def test_capability_is_chosen_by_the_environment() -> None:
 # Without AVX-512, kernels as wide take the place of its own.
 WIDE = "avx512" not in AVAILABLE
 WIDE_DTYPES = (torch.float32, torch.bfloat16)
+DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 0, torch.float16: 1}
 
 
 @pytest.fixture(scope="module", params=[*AVAILABLE, "wide"] if WIDE else AVAILABLE)
@@ -282,17 +283,20 @@ def execute(runner: CpuRunner, operation: str, case: Case, seed: int = 0, in_two
 def test_geometries_under_sanitizers(
     runner: CpuRunner, request: pytest.FixtureRequest, operation: str, dtype: torch.dtype
 ) -> None:
-    if request.node.callspec.params["runner"] == "wide" and dtype not in WIDE_DTYPES:
+    capability = request.node.callspec.params["runner"]
+    if capability == "wide" and dtype not in WIDE_DTYPES:
         pytest.skip("the wide kernels are compiled for float32 and bfloat16 alone")
-    for case in GEOMETRIES.values():
-        for layout in ("contiguous", "channels_last"):
-            execute(
-                runner,
-                operation,
-                case.with_(dtype=dtype, x_layout=layout, w_layout=layout, y_layout=layout),
-                # How the work is cut depends on the sizes alone, of elements and vectors too.
-                in_two_orders=dtype in WIDE_DTYPES,
-            )
+    # The two formats by turns: of each size both are met, by different dtypes and instruction sets.
+    turn = DTYPE_NUMBERS[dtype] + CAPABILITIES.index(capability if capability != "wide" else "avx512")
+    for number, case in enumerate(GEOMETRIES.values(), turn):
+        layout = ("contiguous", "channels_last")[number % 2]
+        execute(
+            runner,
+            operation,
+            case.with_(dtype=dtype, x_layout=layout, w_layout=layout, y_layout=layout),
+            # How the work is cut depends on the sizes alone, of elements and vectors too.
+            in_two_orders=dtype in WIDE_DTYPES,
+        )
 
 
 @sanitized
