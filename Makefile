@@ -32,10 +32,11 @@ venv: $(INSTALLED)  ## make the virtual environment and install the project in i
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first, so that the build finds it instead of fetching another.
+# torch comes first, so that the build finds it instead of fetching another, and stays as it is: torchvision, which each
+# torch has its own of, would else bring its newest.
 $(INSTALLED): $(BIN)/python $(BUILT_FROM)
 	$(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install --editable '.[dev]'
+	$(BIN)/python -m pip install --editable '.[dev]' "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')"
 	$(BIN)/python -c 'import involution; print(involution.build_info())'
 	@touch $@
 

@@ -29,7 +29,6 @@ from rival import parameters, smallest_not_below
 from torch import Tensor, nn
 
 from involution import Involution1d
-from involution.training.progress import Progress, duration
 
 LENGTH, KERNEL = 256, 13
 LARGEST = 4.0  # samples of time error
@@ -91,9 +90,8 @@ def fit(model: nn.Module, steps: int, title: str, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, max(steps, 2), pct_start=0.1)
-    bar = Progress(title, steps)
     model.train()
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         batch = record(16, generator)
         loss = (inner(model(batch.known)) - inner(batch.signal)).square().mean()
         optimizer.zero_grad()
@@ -101,8 +99,8 @@ def fit(model: nn.Module, steps: int, title: str, seed: int = 0) -> nn.Module:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # kernels are not normalised
         optimizer.step()
         schedule.step()
-        bar.step(f"error {loss.item():.4f}")
-    bar.close()
+        print(f"\r{title} {step}/{steps}, error {loss.item():.4f}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     return model.eval()
 
 
@@ -189,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
         fit(model, options.steps, name)
         with torch.no_grad():
             shares[name] = error_share(model(test.known), test.signal)
-        took = duration(time.monotonic() - began)
+        took = f"{time.monotonic() - began:.0f} s"
         print(f"  {name:28} {shares[name]:8.4f}  {parameters(model):6,} parameters, {took}", flush=True)
     draw(models, test, options.output)
     print(f"Picture: {options.output}")

@@ -27,7 +27,6 @@ from rival import parameters, smallest_not_below
 from torch import Tensor, nn
 
 from involution import Involution3d
-from involution.training.progress import Progress, duration
 
 FRAMES, SIDE, KERNEL = 6, 12, 3
 DIRECTIONS = {
@@ -88,9 +87,9 @@ def fit(model: nn.Module, steps: int, noise: float, title: str, seed: int = 0) -
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, max(steps, 2), pct_start=0.1)
-    bar, losses = Progress(title, steps), []
+    losses = []
     model.train()
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         batch = film(32, generator, noise)
         loss = nn.functional.cross_entropy(model(batch.video), batch.direction)
         optimizer.zero_grad()
@@ -99,8 +98,8 @@ def fit(model: nn.Module, steps: int, noise: float, title: str, seed: int = 0) -
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        bar.step(f"loss {losses[-1]:.3f}")
-    bar.close()
+        print(f"\r{title} {step}/{steps}, loss {losses[-1]:.3f}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     model.eval()
     return losses
 
@@ -181,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         losses[name] = fit(model, options.steps, options.noise, name)
         found[name] = confusion(model, test)
         share = 100 * float(found[name].trace() / found[name].sum())
-        took = duration(time.monotonic() - began)
+        took = f"{time.monotonic() - began:.0f} s"
         print(f"  {name:22} finds {share:5.1f}%  {parameters(model):6,} parameters, {took}", flush=True)
     draw(found, losses, options.noise, options.output)
     print(f"Picture: {options.output}")

@@ -17,8 +17,8 @@ from torch import Tensor
 import involution
 from involution.export import evaluate
 from involution.export.__main__ import main
-from involution.export.checkpoint import deployable, evaluation_images
 from involution.models import create_model
+from involution.training.checkpoint import VERSION
 
 
 class Deployment(NamedTuple):
@@ -32,50 +32,50 @@ class Deployment(NamedTuple):
 
     def images(self) -> tuple[Tensor, Tensor]:
         """All test images of the digits, from 0 to 1, and their labels."""
-        _, batches = evaluation_images(deployable(self.checkpoint)[1])
-        images, labels = zip(*batches, strict=True)
-        return torch.cat(images), torch.cat(labels)
+        return digits()[1]
+
+
+def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Images and labels to train and to test on, as `involution.training.Digits` shares them."""
+    reason = "the digits come with scikit-learn, which is not installed"
+    datasets = pytest.importorskip("sklearn.datasets", reason=reason)
+    selection = pytest.importorskip("sklearn.model_selection", reason=reason)
+    images, labels = datasets.load_digits(return_X_y=True)
+    parts = selection.train_test_split(images / 16, labels, test_size=0.2, random_state=0, stratify=labels)
+    x, test_x = (torch.tensor(part, dtype=torch.float32).view(-1, 1, 8, 8) for part in parts[:2])
+    return (x, torch.tensor(parts[2])), (test_x, torch.tensor(parts[3]))
 
 
 def write_checkpoint(path: Path) -> Path:
     """A small RedNet whose last layer was fitted to some digits, in the format of ``involution.train``."""
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn, which is not installed")
-    from involution.training.checkpoint import save_checkpoint
-    from involution.training.config import Config
-    from involution.training.data import load_data
-
     torch.manual_seed(0)
-    config = Config()
-    data = load_data(config)
+    (x, y), _ = digits()
+    std, mean = torch.std_mean(x, correction=0)
     arguments = {"in_channels": 1, "num_classes": 10}
     model = create_model("rednet_tiny", **arguments)
-    images = (torch.stack([data.train.read(index) for index in range(512)]) - data.mean[0]) / data.std[0]
+    images = (x[:512] - mean) / std
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 1.0
         model(images)  # leaves its statistics in the normalisations
         features = model.eval().forward_head(model.forward_features(images), pre_logits=True)
-        targets = torch.nn.functional.one_hot(torch.tensor(data.train.labels[:512])).float()
+        targets = torch.nn.functional.one_hot(y[:512]).float()
         extended = torch.cat([features, torch.ones(len(features), 1)], 1)
         fitted = torch.linalg.lstsq(extended, targets, driver="gelsd").solution
         model.head.weight.copy_(fitted[:-1].t())
         model.head.bias.copy_(fitted[-1])
-    content = {
+    own = {
+        "version": VERSION,
+        "task": "Classification",
         "model": {"name": "rednet_tiny", "arguments": arguments},
-        "state_dict": model.state_dict(),
-        "ema_state_dict": None,
-        "optimizer": {},
-        "scheduler": {},
-        "scaler": None,
-        "epoch": 1,
-        "rng": [],
-        "config": config.as_dict(),
-        "classes": data.classes,
-        "input": data.input,
+        "data": {"name": "Digits", "arguments": {}},
+        "classes": [str(digit) for digit in range(10)],
+        "input": {"channels": 1, "size": [8, 8], "mean": [mean.item()], "std": [std.item()]},
+        "precision": "32-true",
         "metrics": {},
     }
-    save_checkpoint(path, content)
+    torch.save({"state_dict": model.state_dict(), "epoch": 0, "involution": own}, path)
     return path
 
 

@@ -18,6 +18,11 @@ def test_there_are_blocks():
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_python_blocks(block, capsys):
+    if "involution.train" in block:
+        try:
+            import involution.training.libraries  # noqa: F401
+        except ImportError as error:
+            pytest.skip(str(error))
     exec(compile(block, "README.md", "exec"), {})
     promised = re.findall(r"^print\(.*\)  # (.*)$", block, re.M)
     assert capsys.readouterr().out.splitlines() == promised

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 # Small, with everything that draws random numbers.
-MODEL = {
+NETWORK = {
     "blocks": [1, 1],
     "widths": [8, 8],
     "strides": [1, 2],
@@ -21,8 +23,16 @@ MODEL = {
 }
 
 
+def need_libraries() -> None:
+    """Skips a module where the extra `train` is not installed or, as torchvision may, does not fit this torch."""
+    try:
+        import involution.training.libraries  # noqa: F401
+    except ImportError as error:
+        pytest.skip(str(error), allow_module_level=True)
+
+
 def write_images(root: Path, train: int = 8, test: int = 4, size: tuple[int, int] = (12, 10)) -> Path:
-    """Image folders of two classes, bright at the top or bright at the left, and noise; skips a test without pillow."""
+    """Image folders of two classes, bright at the top or bright at the left, and noise."""
     np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
     generator = np.random.default_rng(0)
     for part, count in (("train", train), ("val", test)):
@@ -36,34 +46,25 @@ def write_images(root: Path, train: int = 8, test: int = 4, size: tuple[int, int
     return root
 
 
-def options(data: Path, output: Path | None, **changes: Any) -> dict[str, Any]:
-    """Options of a run on :func:`write_images` that takes a second."""
+def words(data: Path, output: Path, **changes: Any) -> list[str]:
+    """Options of a run on :func:`write_images` that takes a second; `data_workers=1` is `--data.workers=1`."""
     settings: dict[str, Any] = {
-        "data": "folder",
-        "data_path": str(data),
-        "image_size": 8,
-        "output": None if output is None else str(output),
-        "model_arguments": MODEL,
-        "epochs": 3,
-        "batch_size": 4,
-        "warmup_epochs": 1,
-        "workers": 0,
-        "device": "cpu",
-        "plot": False,
+        "data": "ImageFolder",
+        "data.path": str(data),
+        "data.image_size": 8,
+        "data.batch_size": 4,
+        "data.workers": 0,
+        "model.network_arguments": NETWORK,
+        "output": str(output),
+        "trainer.max_epochs": 3,
+        "trainer.accelerator": "cpu",
     }
-    return {**settings, **changes}
+    groups = ("data_", "model_", "trainer_")
+    settings |= {k.replace("_", ".", 1) if k.startswith(groups) else k: v for k, v in changes.items()}
+    return [f"--{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in settings.items()]
 
 
-class Malicious:
-    """Creates a file when a pickle of it is read with trust."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (open, (str(self.path), "w"))
-
-
-def curve(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The history without the time it took."""
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+def curve(run: Path) -> list[dict[str, str]]:
+    """The log of a run, digit by digit."""
+    with open(run / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))

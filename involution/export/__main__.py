@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,25 +101,15 @@ def _images(
 ) -> tuple[Iterable[tuple[Tensor, Tensor | None]], str]:
     """The test images, or random ones where they are not there; and what they are, in words."""
     from ..training import DataError
-    from ..training.progress import Progress
 
     try:
-        count, batches = evaluation_images(info, data_path)
+        _, batches = evaluation_images(info, data_path)
     except (DataError, ImportError) as error:
         print(f"The accuracy stays unknown, because the test images are not there: {error}", flush=True)
         shape = (BATCH, info["input"]["channels"], *info["input"]["size"])
         return [(torch.rand(shape, generator=torch.Generator().manual_seed(0)), None)], "Random images"
 
-    def shown() -> Iterator[tuple[Tensor, Tensor]]:
-        bar = Progress("compare", count)
-        try:
-            for batch in batches:
-                yield batch
-                bar.step()
-        finally:
-            bar.close()
-
-    return shown(), f"Test images of {info['config']['data']}"
+    return batches, f"Test images of {info['data']['name']}"
 
 
 if __name__ == "__main__":

@@ -113,26 +113,16 @@ def evaluation_images(
         How many batches there are, and the batches: images ``(B, channels, H, W)`` from 0 to 1, and labels ``(B,)``.
 
     Raises:
+        CheckpointError: the data is of a kind that this library does not have.
         DataError: the data is not where it should be, or has other classes.
         ImportError: a package that reads the data is missing.
     """
-    from ..training import DataError, from_mapping
-    from ..training.data import TestOrder, load_data, make_loader, readable
+    from .. import training
 
-    changes = {} if data_path is None else {"data_path": str(data_path)}
-    config = from_mapping({**info["config"], **changes}, "the checkpoint")
+    changes = {"batch_size": BATCH, **({} if data_path is None else {"path": str(data_path)})}
+    data = training.data_of(info, **changes)
     channels = info["input"]["channels"]
-    config = config.changed(
-        mean=[0.0] * channels, std=[1.0] * channels
-    )  # the file's own normalisation does the rest
-    data = load_data(config)
-    if data.classes != info["classes"]:
-        raise DataError(
-            f"The data has the {len(data.classes)} classes {', '.join(data.classes)[:200]}, but the checkpoint was "
-            f"trained on the {len(info['classes'])} classes {', '.join(info['classes'])[:200]}."
-        )
-    loader = make_loader(
-        data.test, data.test_transform, TestOrder(len(data.test), BATCH), config, train=False
-    )
-    batches = readable(loader, config.on_bad_image, {})
-    return len(loader), ((batch.images, batch.labels) for batch in batches)
+    data.mean, data.std = [0.0] * channels, [1.0] * channels  # the file's own normalisation does the rest
+    data.setup("validate")
+    loader = data.val_dataloader()
+    return len(loader), ((batch.images, batch.targets) for batch in loader)

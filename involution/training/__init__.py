@@ -1,43 +1,46 @@
-"""Training of image classifiers: what ``python -m involution.train`` and ``python -m involution.evaluate`` are made of.
+"""What ``python -m involution.train`` and ``python -m involution.evaluate`` are made of.
 
-:func:`train` runs from a :class:`Config`, :func:`load_model` gives the trained model back; ``involution.evaluate``
-has the function that tests it.
+Lightning runs the loop, torchvision has data sets and transforms, torchmetrics the scores. Here is what is special to
+this library. To read a checkpoint (:func:`load_model`) takes torch alone; the rest needs the extra ``train``.
 """
 
-from .checkpoint import CheckpointError, load_model, read_checkpoint
-from .config import Config, ConfigError, from_mapping, read, shipped
-from .distributed import DeviceError
-from .images import BadImageError, DataError
-from .runs import newest_run
-from .step import NonFiniteError
-from .trainer import Result, train
+from importlib import import_module
+from typing import Any
 
-# What a command reports in a sentence, without a traceback.
-EXPECTED_ERRORS = (
-    BadImageError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DeviceError,
-    FloatingPointError,
-    ImportError,
-)
+from .checkpoint import CheckpointError, load_model, read_checkpoint
+from .images import BadImageError, DataError
+
+_MODULES = {  # imported when they are asked for, because they need the extra
+    **dict.fromkeys(("Classification", "NonFiniteError", "Task"), "task"),
+    **dict.fromkeys(("Cifar", "Digits", "ImageData", "ImageFolder"), "data"),
+}
 
 __all__ = [
-    "EXPECTED_ERRORS",
     "BadImageError",
     "CheckpointError",
-    "Config",
-    "ConfigError",
     "DataError",
-    "DeviceError",
-    "NonFiniteError",
-    "Result",
-    "from_mapping",
+    "data_of",
     "load_model",
-    "newest_run",
-    "read",
     "read_checkpoint",
-    "shipped",
-    "train",
+    *_MODULES,
 ]
+
+
+def data_of(info: dict[str, Any], **changes: Any) -> Any:
+    """The data that a checkpoint was trained on, by what :func:`load_model` says of it, with some arguments changed.
+
+    Raises:
+        CheckpointError: it is of a kind that this library does not have.
+    """
+    name, arguments = info["data"]["name"], {**info["data"]["arguments"], **changes}
+    if name not in _MODULES:
+        raise CheckpointError(f"The checkpoint's data is {name!r}, which is not in involution.training.")
+    if "classes" in arguments:  # so that training images need not be there
+        arguments["classes"] = info["classes"]
+    return __getattr__(name)(**arguments)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

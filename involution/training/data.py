@@ -1,303 +1,225 @@
-"""From a configuration to batches of images."""
-
-from __future__ import annotations
+"""Data to train and to test on: the digits of scikit-learn, CIFAR, and folders of images."""
 
 import os
-import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .cifar import load_cifar
-from .config import Config, ConfigError
-from .digits import load_digits
-from .folder import load_folder
-from .images import BadImage, BadImageError, Images, TensorImages
-from .transforms import (
-    Compose,
-    Normalize,
-    RandomCrop,
-    RandomFlip,
-    RandomResizedCrop,
-    ResizeAndCenterCrop,
-    Transform,
-)
+from .images import DataError, read_image
+from .libraries import lightning, torchvision
+from .loading import Loader, Order, Prepared
 
-# Of ImageNet's training images, in the order red, green, blue; the usual values for photographs.
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-GREY_MEAN, GREY_STD = [0.449], [0.226]
-REPLACEMENTS = 100  # how many images in a row are tried in place of one that cannot be read
-
-Key = tuple[int, int]  # epoch and index: what decides how an image looks
+v2 = torchvision.transforms.v2
+# Mean and standard deviation of photographs, of values from 0 to 1, by the number of channels: those of ImageNet.
+PHOTOGRAPHS = {3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), 1: ([0.449], [0.226])}
 
 
-@dataclass(frozen=True)
-class Data:
-    """Training and test images, and how they are prepared.
+class ImageData(lightning.LightningDataModule):
+    """Images to train and to test on.
 
-    Attributes:
-        train: images to train on.
-        test: images to test on.
-        classes: names, in the order of the labels.
-        channels: of the images.
-        size: height and width of what the network sees.
-        mean: of each channel, of values from 0 to 1.
-        std: standard deviation of each channel.
-        train_transform: with everything random.
-        test_transform: the plain one.
+    A kind of data has :meth:`samples` and the attributes below; ``changes`` has the transforms of each part's pairs of
+    image and label, before images are normalised by ``mean`` and ``std``.
+
+    Args:
+        batch_size: images in a batch, over all processes together.
+        workers: processes that load images; unless given, none for images in memory, else one for each core, up to 8.
+        on_bad_image: stop at an image that cannot be read, or skip it; training then takes the next one instead.
+        seed: of the order of the images and of their random changes.
     """
 
-    train: Images
-    test: Images
-    classes: list[str]
+    in_memory: ClassVar[bool] = True
+    threads: ClassVar[int | None] = None  # of the processor, unless the user names a number
+    classes: list[str]  # in the order of the labels
     channels: int
     size: tuple[int, int]
     mean: list[float]
     std: list[float]
-    train_transform: Transform
-    test_transform: Transform
-
-    @property
-    def input(self) -> dict:
-        """What somebody who feeds the network must know, as plain types."""
-        return {"channels": self.channels, "size": list(self.size), "mean": self.mean, "std": self.std}
-
-
-def load_data(config: Config) -> Data:
-    """The data that a configuration names.
-
-    Args:
-        config: its options under "Data" are read.
-
-    Raises:
-        DataError: the data is not where it should be, or not what it should be.
-        ConfigError: ``mean`` or ``std`` do not fit the channels.
-        ImportError: a library is missing; the message says how to install it.
-    """
-    train: Images
-    test: Images
-    if config.data == "folder":
-        channels, size = config.channels or 3, config.image_size or 224
-        train, test, classes = load_folder(str(config.data_path), channels)
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
-        height = width = size
-        changes: list[Transform] = [RandomResizedCrop(size, (config.crop_scale, 1.0))]
-        plain: list[Transform] = [ResizeAndCenterCrop(size, round(size * 256 / 224))]
-    else:
-        in_memory: tuple[TensorImages, TensorImages, list[str]]
-        if config.data == "digits":
-            in_memory = load_digits()
-        else:
-            in_memory = load_cifar(config.data, str(config.data_path))
-        train, test, classes = in_memory
-        mean, std = in_memory[0].statistics()
-        channels, height, width = in_memory[0].images.shape[1:]
-        padding = config.crop_padding
-        if padding is None:
-            padding = 1 if config.data == "digits" else 4
-        changes = [RandomCrop(padding)] if padding else []
-        plain = []
-    mean, std = config.mean or mean, config.std or std
-    if len(mean) != channels or len(std) != channels:
-        raise ConfigError(
-            f"The options 'mean' and 'std' must have one number for each of the {channels} channels, but are "
-            f"{mean} and {std}."
-        )
-    if config.flip or (config.flip is None and config.data != "digits"):
-        changes.append(RandomFlip())
-    normalize = Normalize(mean, std)
-    return Data(
-        train,
-        test,
-        classes,
-        channels,
-        (height, width),
-        mean,
-        std,
-        Compose([*changes, normalize]),
-        Compose([*plain, normalize]),
-    )
-
-
-class Batch(NamedTuple):
-    """Images, ``(B, C, H, W)``, their labels, ``(B,)``, and those that could not be read."""
-
-    images: Tensor
-    labels: Tensor
-    bad: list[BadImage]
-
-
-class PreparedImages(Dataset):
-    """Images as the network sees them. An item is (image or None, label, unreadable images).
-
-    What is random about an image follows from seed, epoch and index alone: it does not depend on how many
-    workers or processes there are, or on whether the run was interrupted.
-
-    Args:
-        images: what is prepared.
-        transform: how.
-        seed: of what is random about it.
-        replace: take the next readable image in place of one that cannot be read.
-    """
-
-    def __init__(self, images: Images, transform: Transform, seed: int, replace: bool) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
-        self.replace = replace
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor | None, int, list[BadImage]]:
-        epoch, index = key
-        bad: list[BadImage] = []
-        for _ in range(REPLACEMENTS if self.replace else 1):
-            try:
-                image = self.images.read(index)
-            except BadImageError as error:
-                bad.append(BadImage(error.name, str(error)))
-                index = (index + 1) % len(self.images)
-                continue
-            generator = random.Random(f"{self.seed}/{epoch}/{index}")
-            return self.transform(image, generator), self.images.labels[index], bad
-        return None, -1, bad
-
-
-def collate(items: list[tuple[Tensor | None, int, list[BadImage]]]) -> Batch:
-    """A batch of what could be read."""
-    images = [image for image, _, _ in items if image is not None]
-    labels = [label for image, label, _ in items if image is not None]
-    bad = [name for _, _, names in items for name in names]
-    return Batch(
-        torch.stack(images) if images else torch.empty(0), torch.tensor(labels, dtype=torch.long), bad
-    )
-
-
-class TrainingOrder(Sampler[list[Key]]):
-    """Which images make each batch of an epoch, for one process.
-
-    Every epoch has an order of its own, drawn from seed and epoch. Step ``s`` takes the images ``s*batch_size`` to
-    ``(s + 1)*batch_size`` of it, whatever the number of processes: process ``r`` has the ``r``-th part of these,
-    cut into ``accumulate`` batches. The images that fill no step are left out; they differ from epoch to epoch.
-
-    Args:
-        length: how many images there are.
-        batch_size: of a step.
-        accumulate: batches of a process in a step.
-        rank: this process.
-        processes: how many there are.
-        seed: of the order.
-
-    Attributes:
-        epoch: which epoch's batches come next.
-        steps: steps in an epoch.
-
-    Raises:
-        ConfigError: the images of a step cannot be shared evenly, or there are too few.
-    """
 
     def __init__(
-        self, length: int, batch_size: int, accumulate: int, rank: int, processes: int, seed: int
+        self,
+        batch_size: int = 64,
+        workers: int | None = None,
+        on_bad_image: Literal["stop", "skip"] = "stop",
+        seed: int = 0,
     ) -> None:
-        if batch_size % (processes * accumulate):
-            raise ConfigError(
-                f"The option 'batch_size' ({batch_size}) must be a multiple of the {processes} process(es) times "
-                f"'accumulate' ({accumulate})."
-            )
-        if length < batch_size:
-            raise ConfigError(
-                f"The option 'batch_size' ({batch_size}) is more than the {length} training images."
-            )
-        self.length = length
-        self.batch_size = batch_size
-        self.piece = batch_size // (processes * accumulate)
-        self.accumulate = accumulate
-        self.rank = rank
-        self.seed = seed
-        self.epoch = 0
-        self.steps = length // batch_size
+        super().__init__()
+        self.save_hyperparameters()
+        self.batch_size, self.stop, self.seed = batch_size, on_bad_image == "stop", seed
+        self.workers = (
+            workers if workers is not None else 0 if self.in_memory else min(8, os.cpu_count() or 1)
+        )
+        self.changes: dict[str, list[Any]] = {"train": [], "test": []}
+        self.state = {"taken": 0}
 
-    def __len__(self) -> int:
-        return self.steps * self.accumulate
+    def samples(self, part: str) -> Any:
+        """Pairs of an image, or what ``changes`` make one of, and a label, of the part ``"train"`` or ``"test"``."""
+        raise NotImplementedError
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        seed = random.Random(f"{self.seed}/{self.epoch}").getrandbits(63)
-        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).tolist()
-        for step in range(self.steps):
-            for part in range(self.accumulate):
-                begin = step * self.batch_size + (self.rank * self.accumulate + part) * self.piece
-                yield [(self.epoch, index) for index in order[begin : begin + self.piece]]
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a task and a checkpoint have to know of the data, as plain types."""
+        seen = {"channels": self.channels, "size": list(self.size), "mean": self.mean, "std": self.std}
+        kind = {"name": type(self).__name__, "arguments": dict(self.hparams)}
+        return {"data": kind, "classes": self.classes, "input": seen}
+
+    def setup(self, stage: str) -> None:
+        self.parts = {
+            part: self.samples(part) for part in (("train", "test") if stage == "fit" else ("test",))
+        }
+
+    def train_dataloader(self) -> Loader:
+        self.loader = self._loader("train", self.seed)
+        self.loader.load_state_dict(self.state)
+        return self.loader
+
+    def val_dataloader(self) -> Loader:
+        return self._loader("test", None)
+
+    # Lightning restores loaders by themselves only where nothing has asked for the number of steps before.
+    def state_dict(self) -> dict[str, int]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.state = state
+
+    def _loader(self, part: str, seed: int | None) -> Loader:
+        finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+        transform = v2.Compose([*self.changes[part], *finish])
+        batches = Prepared(self.parts[part], transform, self.seed, replace=part == "train" and not self.stop)
+        processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        order = Order(len(self.parts[part]), self.batch_size, seed, *processes)
+        options = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
+        return Loader(batches, order, self.stop, pin_memory=torch.cuda.is_available(), **options)
 
 
-class TestOrder(Sampler[list[Key]]):
-    """Batches of the test images: process ``r`` has every ``processes``-th, beginning with the ``r``-th."""
+class Digits(ImageData):
+    """The handwritten digits that ship inside scikit-learn: 1797 grey images of 8x8, a fifth of each for tests.
 
-    __test__ = False  # not a test of pytest's
-
-    def __init__(self, length: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
-        self.indices = range(rank, length, processes)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for begin in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[begin : begin + self.batch_size]]
-
-
-def make_loader(
-    images: Images,
-    transform: Transform,
-    order: Sampler[list[Key]],
-    config: Config,
-    train: bool,
-    pin: bool = False,
-) -> DataLoader:
-    """A loader of :class:`Batch`.
-
-    Args:
-        images: what it loads.
-        transform: how images are prepared.
-        order: the batches' indices.
-        config: ``workers``, ``seed`` and ``on_bad_image`` are read.
-        train: whether a bad image that is skipped is replaced by the next.
-        pin: whether to load into pinned memory, for a GPU.
+    The split is the same for every run. Training images are shifted by up to a pixel, and never mirrored.
     """
-    workers = config.workers
-    if workers is None:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = 0 if isinstance(images, TensorImages) else min(8, allowed)
-    prepared = PreparedImages(images, transform, config.seed, train and config.on_bad_image == "skip")
-    return DataLoader(
-        prepared,
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # of its own, so that loading leaves the run's random numbers alone
+
+    threads = (
+        1  # as fast as two on such small images, and far faster where another program has the other core
     )
+    channels, size = 1, (8, 8)
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        try:
+            from sklearn import datasets, model_selection
+        except ImportError as error:
+            hint = "which is not installed. Install it with: pip install -e '.[train]'"
+            raise ImportError(f"The digits come with scikit-learn, {hint}") from error
+        digits = datasets.load_digits()
+        images, labels = torch.from_numpy(digits.images / 16).float()[:, None], digits.target
+        pairs = list(zip(images, labels.tolist(), strict=True))
+        train, test = model_selection.train_test_split(pairs, test_size=0.2, random_state=0, stratify=labels)
+        self.digits = {"train": train, "test": test}
+        self.classes = [str(name) for name in digits.target_names]
+        deviation, mean = torch.std_mean(torch.stack([image for image, _ in train]), correction=0)
+        self.mean, self.std = [mean.item()], [deviation.item()]
+        self.changes["train"] = [v2.RandomCrop(self.size, padding=1)]
+
+    def samples(self, part: str) -> Any:
+        return self.digits[part]
 
 
-def readable(batches: Iterable[Batch], on_bad_image: str, skipped: dict[str, str]) -> Iterator[Batch]:
-    """The batches, after a look at what could not be read.
+class Cifar(ImageData):
+    """CIFAR-10 or CIFAR-100, as torchvision reads and checks them.
+
+    Training images are shifted by up to 4 pixels, and half of them mirrored.
 
     Args:
-        batches: from a loader.
-        on_bad_image: ``"stop"`` or ``"skip"``.
-        skipped: gets the name of each bad image, and the reason.
-
-    Raises:
-        BadImageError: there is a bad image, and they are not to be skipped.
+        path: folder that has ``cifar-10-batches-py`` or ``cifar-100-python`` in it.
+        kind: CIFAR-10 or CIFAR-100, by the number of classes.
     """
-    for batch in batches:
-        if batch.bad and on_bad_image == "stop":
-            raise BadImageError(f"{batch.bad[0].reason} To leave out such images, give --on-bad-image skip.")
-        skipped.update({bad.name: bad.reason for bad in batch.bad})
-        yield batch
+
+    channels, size = 3, (32, 32)
+
+    def __init__(self, path: str, kind: Literal[10, 100] = 10, **common: Any) -> None:
+        super().__init__(**common)
+        self.path, self.kind = path, kind
+        self.classes = list(self.samples("test").classes)
+        self.mean, self.std = PHOTOGRAPHS[3]
+        self.changes["train"] = [v2.RandomCrop(self.size, padding=4), v2.RandomHorizontalFlip()]
+
+    def samples(self, part: str) -> Any:
+        read = torchvision.datasets.CIFAR10 if self.kind == 10 else torchvision.datasets.CIFAR100
+        try:
+            return read(self.path, part == "train", transform=v2.ToImage())
+        except RuntimeError as error:  # files are missing, or their checksums are wrong
+            raise DataError(f"CIFAR-{self.kind} is not in {self.path!r}, or is damaged. {error}") from error
+
+
+class ImageFolder(ImageData):
+    """Folders of images: ``train/CLASS/...`` and ``val/CLASS/...`` (or ``test``), in any format that pillow reads.
+
+    Training images get a random resized crop, and half of them are mirrored. Tests take the middle, after the shorter
+    side was resized to 256/224 of it.
+
+    Args:
+        path: folder with ``train`` and ``val`` or ``test``; where both are there, ``val`` is taken.
+        image_size: height and width of what the network sees.
+        channels: 3 for colour, 1 for grey; images are converted.
+        crop_scale: smallest share of an image's area that a training image is.
+        classes: names in the order of the labels; the folders in ``train`` unless given.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        path: str,
+        image_size: int = 224,
+        channels: Literal[1, 3] = 3,
+        crop_scale: float = 0.08,
+        classes: list[str] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.root, self.channels, self.size = Path(path), channels, (image_size, image_size)
+        self.classes = classes or class_folders(self.root / "train")
+        self.mean, self.std = PHOTOGRAPHS[channels]
+        crop = v2.RandomResizedCrop(image_size, (crop_scale, 1.0))
+        self.changes["train"] = [self.read, crop, v2.RandomHorizontalFlip()]
+        self.changes["test"] = [
+            self.read,
+            v2.Resize(round(image_size * 256 / 224)),
+            v2.CenterCrop(image_size),
+        ]
+
+    def read(self, file: str, label: int) -> tuple[torch.Tensor, int]:
+        """The image of a file, and its label."""
+        return read_image(file, self.channels), label
+
+    def samples(self, part: str) -> Any:
+        """Files and labels; an image is read when its batch is."""
+        names = ("train",) if part == "train" else ("val", "test")
+        folder = next(
+            (self.root / name for name in names if (self.root / name).is_dir()), self.root / names[0]
+        )
+        labels = {name: label for label, name in enumerate(self.classes)}
+        if unknown := sorted(set(class_folders(folder)) - set(labels)):
+            raise DataError(
+                f"{folder} has the folders {unknown}, which are none of the classes {self.classes}."
+            )
+        kinds = torchvision.datasets.folder
+        try:
+            return kinds.make_dataset(str(folder), labels, kinds.IMG_EXTENSIONS, allow_empty=part != "train")
+        except FileNotFoundError as error:
+            raise DataError(f"{folder} lacks images. {error}") from error
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, in order, without hidden ones; only of UTF-8, as exported files need it."""
+    entries = list(os.scandir(folder)) if folder.is_dir() else []
+    names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"There are no folders in {str(folder)!r}; it must hold one for each class.")
+    for name in names:
+        if name != name.encode(errors="replace").decode():
+            raise DataError(
+                f"{folder} has a folder whose name is not UTF-8, {os.fsencode(name)!r}: rename it."
+            )
+    return names

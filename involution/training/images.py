@@ -1,91 +1,50 @@
-"""What a set of labelled images is, and what happens to one that cannot be read."""
+"""Reading an image file as it is meant: scaled by its own depth, or refused by name."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-class BadImageError(ValueError):
-    """An image cannot be read.
-
-    Args:
-        message: says which, and why.
-        name: of the image alone.
-    """
-
-    def __init__(self, message: str, name: str = "") -> None:
-        super().__init__(message)
-        self.name = name
 
 
 class DataError(ValueError):
     """The data is not where it should be, or not what it should be."""
 
 
-class BadImage(NamedTuple):
-    """An image that could not be read, as worker processes report it."""
-
-    name: str
-    reason: str
+class BadImageError(DataError):
+    """An image cannot be read."""
 
 
-class Images(Protocol):
-    """Labelled images of one part (training or test) of some data."""
+def read_image(file: str, channels: int = 3) -> torch.Tensor:
+    """The first image of a file that pillow reads, converted to 3 channels (colour) or 1 (grey).
 
-    @property
-    def labels(self) -> Sequence[int]:
-        """The class numbers."""
-        ...
+    Returns:
+        ``(channels, H, W)``: ``uint8``, or of 16-bit grey, which is deeper, float32 from 0 to 1.
 
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
-
-    def read(self, index: int) -> Tensor | Image:
-        """An image: a tensor ``(C, H, W)``, of ``uint8`` or of floats from 0 to 1, or a picture of pillow.
-
-        Raises:
-            BadImageError: it cannot be read.
-        """
-        ...
-
-
-class TensorImages:
-    """Images in memory.
-
-    Args:
-        images: ``(N, C, H, W)``, of ``uint8`` or of floats from 0 to 1.
-        labels: ``N`` class numbers.
+    Raises:
+        BadImageError: the file cannot be opened or decoded, or does not say which value is white.
     """
+    import PIL.Image
 
-    def __init__(self, images: Tensor, labels: Sequence[int]) -> None:
-        self.images = images
-        self.labels = list(labels)
+    try:
+        with PIL.Image.open(file) as image:
+            tags = getattr(image, "tag_v2", {})  # a TIFF's: 258 is the depth, 262 is 0 where zero is white
+            white = _white(image, max(tags.get(258, (16,))))
+            pixels = image.convert("I" if white > 255 else "RGB" if channels == 3 else "L")
+    except Exception as error:  # pillow's decoders raise all kinds on damaged files
+        raise BadImageError(f"The image {file!r} cannot be read: {error}") from error
+    values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.int32 if white > 255 else torch.uint8)
+    values = values.view(pixels.height, pixels.width, -1).permute(2, 0, 1).contiguous()
+    if white == 255:  # where pillow has looked at tag 262
+        return values
+    return (1 - values / white if tags.get(262) == 0 else values / white).repeat(channels, 1, 1)
 
-    def __len__(self) -> int:
-        return len(self.labels)
 
-    def read(self, index: int) -> Tensor:
-        """The image, ``(C, H, W)``."""
-        return self.images[index]
-
-    def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel over all images, of values from 0 to 1."""
-        means, deviations = [], []
-        for channel in self.images.unbind(1):
-            if self.images.is_floating_point():
-                values, counts = channel.double().flatten(), torch.ones((), dtype=torch.float64)
-            else:  # by how often each value comes, which needs no copy of all images in float64
-                values = torch.arange(256, dtype=torch.float64) / 255
-                counts = torch.bincount(channel.flatten(), minlength=256) / (channel.numel() / 256)
-            mean = (values * counts).mean()
-            means.append(float(mean))
-            deviations.append(float(((values - mean).square() * counts).mean().sqrt()))
-        return means, deviations
+def _white(image: Any, depth: int) -> int:
+    """The largest value, which pillow's conversion to 8 bits takes for 255 whatever the depth."""
+    if image.mode.startswith("I;16"):  # TIFFs of 12 bits, too
+        return 2**depth - 1
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # as some versions of pillow read 16 bits
+        return 2**16 - 1
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise ValueError(f"its pixels are {kind}, whose white is not known; save it with 8 or 16 bits.")
+    return 255
