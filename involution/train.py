@@ -39,6 +39,11 @@ Of --trainer, the most used options are listed; all arguments of Lightning's Tra
 LISTED = ("accelerator", "devices", "precision", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
 DEFAULTS: dict[str, Any] = {"max_epochs": 25, "gradient_clip_val": 1.0, "num_sanity_val_steps": 0}
 DEFAULTS |= {"enable_model_summary": False, "logger": False}
+CHOICES: dict[str, Any] = dict.fromkeys(("subclass_mode_model", "subclass_mode_data"), True)
+CHOICES |= dict.fromkeys(
+    ("save_config_callback", "load_from_checkpoint_support", "auto_configure_optimizers"), False
+)
+CHOICES["seed_everything_default"] = 0
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
@@ -77,7 +82,7 @@ class _Command(LightningCLI):
         config, options, kind = self.config, self.config_init.trainer, lightning.callbacks.ModelCheckpoint
         torch.set_num_threads(config.threads or self.datamodule.threads or torch.get_num_threads())
         run = Path(config.output or new_run(type(self.datamodule).__name__.lower()))
-        if getattr(lightning.utilities.rank_zero_only, "rank", 0) == 0:
+        if _first():
             run.mkdir(parents=True, exist_ok=True)
             config.output = str(run)
             write_atomically(run / CONFIG, lambda file: file.write(self.parser.dump(config).encode()))
@@ -96,6 +101,11 @@ class _Command(LightningCLI):
             options.enable_progress_bar = sys.stderr.isatty()
         options.use_distributed_sampler = False  # the loaders share the images themselves
         return lightning.Trainer(**{**options, "plugins": [*(options.plugins or []), AtomicCheckpoints()]})
+
+
+def _first() -> bool:
+    """Whether this is the process that writes, of several that train together."""
+    return getattr(lightning.utilities.rank_zero_only, "rank", 0) == 0
 
 
 def quiet() -> None:
@@ -131,24 +141,14 @@ def train(options: Sequence[str] = (), resume: str | Path | None = None) -> ligh
     if found.resume is not None:
         path = Path(found.resume or newest_run(CONFIG))
         files, last = [str(path / CONFIG), *files], path / LAST
-    elif path and (Path(path) / CONFIG).exists():
+    elif path and _first() and (Path(path) / CONFIG).exists():
         raise CheckpointError(
             f"{path} holds a run already. Go on by --resume {path}, or give another --output."
         )
     arguments = [*(f"--config={file}" for file in files), *rest, *([f"--output={path}"] if path else [])]
-    kinds: dict[str, Any] = {
-        "subclass_mode_model": True,
-        "subclass_mode_data": True,
-        "save_config_callback": None,
-    }
-    kinds |= {
-        "load_from_checkpoint_support": False,
-        "auto_configure_optimizers": False,
-        "seed_everything_default": 0,
-    }
     threads = torch.get_num_threads()
     try:
-        made = _Command(Task, ImageData, args=arguments, run=False, trainer_defaults=DEFAULTS, **kinds)
+        made = _Command(Task, ImageData, args=arguments, run=False, trainer_defaults=DEFAULTS, **CHOICES)
         # Interrupted before its first checkpoint, a run begins again.
         last = last if last is not None and last.exists() else None
         made.trainer.fit(made.model, made.datamodule, ckpt_path=last, weights_only=True)

@@ -1,7 +1,7 @@
 """What the tests of training run in processes of their own.
 
-``python training_processes.py kill DATA FOLDER`` is killed within an epoch; ``torchrun ... training_processes.py
-share DATA FOLDER`` trains in several processes.
+``python training_processes.py kill DATA FOLDER`` is killed within an epoch; ``... share DATA FOLDER 2`` trains in
+so many processes, which Lightning starts.
 """
 
 from __future__ import annotations
@@ -41,16 +41,15 @@ def kill(data: Path, folder: Path) -> None:
     train(words(data, folder, **INTERRUPTED))
 
 
-def share(data: Path, folder: Path) -> None:
-    """Trains in as many processes as there are, without batch norm and dropout, which see each image alone."""
+def share(data: Path, folder: Path, size: str) -> None:
+    """Trains in ``size`` processes, without batch norm and dropout, which see each image alone."""
 
     def create(name: str, **arguments) -> nn.Module:
         return create_model(name, **arguments, norm_layer=lambda channels: nn.GroupNorm(1, channels))
 
     task.create_model = create
     plain = {name: value for name, value in NETWORK.items() if not name.startswith("drop")}
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    several = {"trainer_devices": size, "trainer_strategy": "ddp"} if size > 1 else {}
+    several = {"trainer_devices": int(size), "trainer_strategy": "ddp"} if size != "1" else {}
     sgd = {"model_optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}}
     train(
         words(data, folder / str(size), model_network_arguments=plain, checkpoint_every=3, **sgd, **several)
@@ -59,5 +58,5 @@ def share(data: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    name, data, folder = sys.argv[1:]
-    {"kill": kill, "share": share}[name](Path(data), Path(folder))
+    name, data, folder, *more = sys.argv[1:]
+    {"kill": kill, "share": share}[name](Path(data), Path(folder), *more)

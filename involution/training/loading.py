@@ -26,12 +26,9 @@ class Batch(NamedTuple):
 class Prepared(Dataset):
     """Batches as the network sees them, by the epochs and indices of their samples.
 
-    Args:
-        samples: pairs of an image and a target.
-        transform: takes image and target and returns both, or raises ``BadImageError``; torch's generator, which it
-            draws from, is set anew for each sample.
-        seed: of what is random.
-        replace: take the next readable sample in place of one that cannot be read; else leave it out.
+    Samples are pairs of an image and a target. The transform takes and returns both, or raises ``BadImageError``; then
+    the next readable sample takes the place, where ``replace`` is set. It draws from torch's generator, which ``seed``,
+    epoch and index set anew for each sample.
     """
 
     collate: Callable = staticmethod(default_collate)  # makes a batch of a list of pairs
@@ -96,7 +93,7 @@ class Order(Sampler[list[tuple[int, int]]]):
 
 
 class Loader(DataLoader):
-    """Loads the batches of an :class:`Order`, and goes on within an epoch where a checkpoint was written.
+    """Loads the batches of an :class:`Order`, and counts those of the epoch that were taken, from where a run goes on.
 
     Raises:
         BadImageError: while loading, where ``stop`` is set or no image of a training batch can be read.
