@@ -306,6 +306,14 @@ def test_a_run_does_not_go_on_with_other_data(data, whole, tmp_path):
         train([f"--data.path={tmp_path / 'images'}", "--trainer.max_epochs=4"], resume=tmp_path / "run")
 
 
+@pytest.mark.parametrize("after", [2, 3])
+def test_a_run_does_not_go_on_with_another_number_of_steps(whole, after, tmp_path):
+    shutil.copy(whole.parent / f"after-{after}" / "last.ckpt", tmp_path)
+    shutil.copy(whole / "config.yaml", tmp_path)
+    with pytest.raises(DataError, match=r"The run has 12 steps; with 16, its learning rates would be others"):
+        train(["--trainer.max_epochs=4"], resume=tmp_path)
+
+
 def test_two_processes_train_like_one(data, tmp_path):
     script = [ROOT / "tests" / "training_processes.py", "share", data, tmp_path]
     for size in (1, 2):

@@ -9,6 +9,7 @@ with plain types under ``involution``::
     classes           names, in the order of the labels
     input             {"channels": int, "size": [H, W], "mean": [...], "std": [...]}, of values from 0 to 1
     precision         of the training, as Lightning names it
+    steps             of the optimiser, in the whole run
     metrics           what was measured last, by name
 """
 

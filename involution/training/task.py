@@ -73,7 +73,7 @@ class Task(lightning.LightningModule):
             compile,
             seed,
         )
-        self.warmup_epochs, self.warmup_factor = warmup_epochs, warmup_factor
+        self.warmup_epochs, self.warmup_factor, self.steps = warmup_epochs, warmup_factor, 0
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         sizes = {"num_classes": len(data["classes"]), "in_channels": data["input"]["channels"]}
         self.model: dict[str, Any] = {"name": network, "arguments": {**sizes, **(network_arguments or {})}}
@@ -97,6 +97,11 @@ class Task(lightning.LightningModule):
                 groups[spared]["params"].append(parameter)
         optimizer = self.optimizer([group for group in groups if group["params"]])
         steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
+        if self.steps not in (0, steps):
+            raise DataError(
+                f"The run has {self.steps} steps; with {steps}, its learning rates would be others."
+            )
+        self.steps = steps
         warmup = round(min(self.warmup_epochs, epochs / 4) * steps / epochs)
         schedules: list[Any] = [CosineAnnealingLR(optimizer, steps)]
         if warmup > 0:
@@ -168,7 +173,12 @@ class Task(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         own = {"version": VERSION, "task": type(self).__name__, "model": self.model, "metrics": metrics}
-        checkpoint["involution"] = {**own, **self.data, "precision": self.trainer.precision}
+        checkpoint["involution"] = {
+            **own,
+            **self.data,
+            "precision": self.trainer.precision,
+            "steps": self.steps,
+        }
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name.removeprefix("network."): weight for name, weight in weights}
         checkpoint["means"] = {}
@@ -182,6 +192,7 @@ class Task(lightning.LightningModule):
                 raise DataError(
                     f"The run began with other data: its {key} were {before}, now {self.data[key]}."
                 )
+        self.steps = checkpoint["involution"]["steps"]
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {f"network.{name}": weight for name, weight in weights}
         for name, state in checkpoint["means"].items() if self.global_rank == 0 else ():
