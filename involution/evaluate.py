@@ -14,7 +14,7 @@ from . import training
 from .train import EXPECTED_ERRORS, quiet
 from .training.checkpoint import CheckpointError, load_model, write_atomically
 from .training.libraries import jsonargparse, lightning, torchmetrics
-from .training.run import LAST, History, figure_of, newest_run
+from .training.run import LAST, figure_of, newest_run
 
 SHOWN = 20  # the most classes whose confusion matrix is printed
 
@@ -59,12 +59,12 @@ def evaluate(
     named = {"network": info["model"]["name"], "network_arguments": info["model"]["arguments"]}
     task = getattr(training, info["task"])(info, **named)
     task.network = network
-    history = History(path.parent)
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    options |= {"accelerator": accelerator, "precision": precision or info["precision"], "callbacks": history}
+    options |= {"accelerator": accelerator, "precision": precision or info["precision"]}
     trainer = lightning.Trainer(devices=1, enable_progress_bar=sys.stderr.isatty(), **options)
     metrics = trainer.validate(task, training.data_of(info, **(data or {})), verbose=False)[0]
-    return Evaluation(path, dict(metrics), info["metrics"], task.confusion, info["classes"], history.skipped)
+    skipped = int(task.means["skipped_images"].compute())
+    return Evaluation(path, dict(metrics), info["metrics"], task.confusion, info["classes"], skipped)
 
 
 def report(result: Evaluation) -> str:

@@ -284,11 +284,11 @@ def test_a_run_that_is_killed(data, tmp_path):
     done = process(ROOT / "tests" / "training_processes.py", "kill", images, tmp_path / "killed")
     assert done.returncode == -9, done.stderr
     assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 6
-    with pytest.warns(UserWarning, match=r"1 image\(s\) skipped; the first: .*03.png"):
+    with pytest.warns(UserWarning, match=r"1 image\(s\) skipped; one: .*03.png"):
         train(resume=tmp_path / "killed")
         train(words(images, tmp_path / "whole", **INTERRUPTED))
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
-    assert [row["skipped_images"] for row in curve(tmp_path / "whole")] == ["1"] * 3
+    assert [row["skipped_images"] for row in curve(tmp_path / "whole")] == ["1.0"] * 3
 
 
 def test_a_run_without_a_checkpoint_begins_again(whole, tmp_path):
@@ -391,7 +391,7 @@ def test_a_bad_image_stops_or_is_skipped(data, tmp_path, part, workers):
                 images, tmp_path / "run", data_workers=workers, data_on_bad_image="skip", trainer_max_epochs=1
             )
         )
-    assert curve(tmp_path / "run")[0]["skipped_images"] == "1"
+    assert curve(tmp_path / "run")[0]["skipped_images"] == "1.0"
     if part == "val":
         with pytest.warns(UserWarning, match="01.png"):
             result = evaluation.evaluate(tmp_path / "run", accelerator="cpu")

@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +59,19 @@ class History(lightning.Callback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.skipped = folder, 0
+        self.folder = folder
         self.rows: list[dict[str, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "skipped": self.skipped}
+        return {"rows": self.rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.skipped = state["rows"], state["skipped"]
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        self.skipped += len(batch.skipped)
-        if batch.skipped:
-            warnings.warn(
-                f"{len(batch.skipped)} image(s) skipped; the first: {batch.skipped[0]}", stacklevel=2
-            )
-
-    on_validation_batch_end = on_train_batch_end  # type: ignore[assignment]
+        self.rows = state["rows"]
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
         rate, epoch = trainer.optimizers[0].param_groups[0]["lr"], trainer.current_epoch + 1
-        self.rows = [*self.rows, {"epoch": epoch, "lr": rate, **measured, "skipped_images": self.skipped}]
-        self.skipped = 0
+        self.rows = [*self.rows, {"epoch": epoch, "lr": rate, **measured}]
         shown = "  ".join(f"{name} {value:.4f}" for name, value in measured.items())
         module.print(f"epoch {epoch}/{trainer.max_epochs}  {shown}", file=sys.stderr)
         if trainer.is_global_zero:

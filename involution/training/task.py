@@ -1,6 +1,7 @@
 """What a network is trained for: the part that all tasks share, and classification."""
 
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -79,9 +80,10 @@ class Task(lightning.LightningModule):
         self.model: dict[str, Any] = {"name": network, "arguments": {**sizes, **(network_arguments or {})}}
         self.network: nn.Module = create_model(network, **self.model["arguments"])
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.means: Any = nn.ModuleDict(
-            {name: torchmetrics.MeanMetric() for name in ("train_loss", "grad_norm")}
-        )
+        # Of the epoch so far, over all processes; a checkpoint has them.
+        self.means: Any = nn.ModuleDict({"skipped_images": torchmetrics.SumMetric()})
+        for name in ("train_loss", "grad_norm"):
+            self.means[name] = torchmetrics.MeanMetric()
 
     def forward(self, images: Tensor) -> Tensor:
         """What the network makes of images ``(B, C, H, W)``, in float32 at least, which a loss needs."""
@@ -124,7 +126,13 @@ class Task(lightning.LightningModule):
         words = f"{self.seed}/{self.trainer.current_epoch}/{index}/{self.global_rank}"
         lightning.seed_everything(random.Random(words).getrandbits(32), verbose=False)
 
+    def _count_skipped(self, batch: Batch) -> None:
+        self.means["skipped_images"].update(len(batch.skipped))
+        if batch.skipped:
+            warnings.warn(f"{len(batch.skipped)} image(s) skipped; one: {batch.skipped[0]}", stacklevel=2)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        self._count_skipped(batch)
         try:
             loss = self.loss(batch)
         except ValueError as error:
@@ -165,6 +173,7 @@ class Task(lightning.LightningModule):
             torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, index: int) -> None:
+        self._count_skipped(batch)
         self.measure(batch)
 
     def on_validation_epoch_end(self) -> None:
