@@ -58,7 +58,7 @@ def evaluate(
         raise CheckpointError(f"The task of {path} is {info['task']!r}, which is not in involution.training.")
     named = {"network": info["model"]["name"], "network_arguments": info["model"]["arguments"]}
     task = getattr(training, info["task"])(info, **named)
-    task.network = network
+    task.network.load_state_dict(network.state_dict())
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     options |= {"accelerator": accelerator, "precision": precision or info["precision"]}
     trainer = lightning.Trainer(devices=1, enable_progress_bar=sys.stderr.isatty(), **options)
@@ -72,10 +72,8 @@ def report(result: Evaluation) -> str:
     right, count = int(result.confusion.trace()), int(result.confusion.sum())
     accuracy, recorded = result.metrics["val_accuracy"], result.recorded.get("val_accuracy")
     same = "as training recorded" if accuracy == recorded else f"training recorded {recorded}"
-    lines = [
-        f"{result.checkpoint}: {right} of {count} test images right, accuracy {100 * accuracy:.2f}% ({same}), "
-    ]
-    lines[0] += f"loss {result.metrics['val_loss']:.4f}; {result.skipped} image(s) skipped"
+    lines = [f"{result.checkpoint}: {right} of {count} test images right, {result.skipped} skipped,"]
+    lines[0] += f" accuracy {100 * accuracy:.2f}% ({same}), loss {result.metrics['val_loss']:.4f}"
     names = [name[:12] for name in result.classes]
     if len(names) <= SHOWN:
         width = max(len(str(int(result.confusion.max()))), *map(len, names), 3) + 1

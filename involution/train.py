@@ -61,15 +61,10 @@ class _Command(LightningCLI):
         parser.prog, parser.epilog, parser.formatter_class = "python -m involution.train", HELP, _Formatter
         parser.usage = "%(prog)s [--config FILE] [--resume [RUN]] [--OPTION VALUE ...]"
         parser.description = "Trains a network; without options, a small RedNet on handwritten digits."
-        parser.add_argument(
-            "--output", type=str | None, help="folder of the run; a new one in runs/ unless given"
-        )
-        parser.add_argument(
-            "--checkpoint_every", type=int | None, help="steps between checkpoints within an epoch"
-        )
-        parser.add_argument(
-            "--threads", type=int | None, help="processor threads; 1 for digits, else torch's choice"
-        )
+        add = parser.add_argument
+        add("--output", type=str | None, help="folder of the run; a new one in runs/ unless given")
+        add("--checkpoint_every", type=int | None, help="steps between checkpoints within an epoch")
+        add("--threads", type=int | None, help="processor threads; 1 for digits, else torch's choice")
         parser.set_defaults({"model": {"class_path": "Classification"}, "data": {"class_path": "Digits"}})
         parser.link_arguments("data", "model.init_args.data", ImageData.description.fget, "instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -86,11 +81,8 @@ class _Command(LightningCLI):
             run.mkdir(parents=True, exist_ok=True)
             config.output = str(run)
             write_atomically(run / CONFIG, lambda file: file.write(self.parser.dump(config).encode()))
-        always: dict[str, Any] = {
-            "dirpath": run,
-            "enable_version_counter": False,
-            "save_on_train_epoch_end": True,
-        }
+        always: dict[str, Any] = {"dirpath": run, "enable_version_counter": False}
+        always["save_on_train_epoch_end"] = True
         best = kind(filename="best", monitor=self.model.monitor[0], mode=self.model.monitor[1], **always)
         added: list[Any] = [History(run), best, kind(filename="last", **always)]
         if config.checkpoint_every:

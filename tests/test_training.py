@@ -310,7 +310,7 @@ def test_a_run_does_not_go_on_with_other_data(data, whole, tmp_path):
 def test_a_run_does_not_go_on_with_another_number_of_steps(whole, after, tmp_path):
     shutil.copy(whole.parent / f"after-{after}" / "last.ckpt", tmp_path)
     shutil.copy(whole / "config.yaml", tmp_path)
-    with pytest.raises(DataError, match=r"The run has 12 steps; with 16, its learning rates would be others"):
+    with pytest.raises(DataError, match=r"The run has 12 steps; with 16, its rates would be others"):
         train(["--trainer.max_epochs=4"], resume=tmp_path)
 
 

@@ -67,13 +67,8 @@ class Task(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.data, self.optimizer, self.decay_all, self.compiled, self.seed = (
-            data,
-            optimizer,
-            decay_all,
-            compile,
-            seed,
-        )
+        self.data, self.optimizer, self.decay_all = data, optimizer, decay_all
+        self.compiled, self.seed = compile, seed
         self.warmup_epochs, self.warmup_factor, self.steps = warmup_epochs, warmup_factor, 0
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         sizes = {"num_classes": len(data["classes"]), "in_channels": data["input"]["channels"]}
@@ -100,18 +95,14 @@ class Task(lightning.LightningModule):
         optimizer = self.optimizer([group for group in groups if group["params"]])
         steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
         if self.steps not in (0, steps):
-            raise DataError(
-                f"The run has {self.steps} steps; with {steps}, its learning rates would be others."
-            )
+            raise DataError(f"The run has {self.steps} steps; with {steps}, its rates would be others.")
         self.steps = steps
         warmup = round(min(self.warmup_epochs, epochs / 4) * steps / epochs)
         schedules: list[Any] = [CosineAnnealingLR(optimizer, steps)]
         if warmup > 0:
             schedules.append(LinearLR(optimizer, self.warmup_factor, total_iters=warmup))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": ChainedScheduler(schedules), "interval": "step"},
-        }
+        schedule = {"scheduler": ChainedScheduler(schedules), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
         if self.compiled:
