@@ -85,7 +85,7 @@ def deploy(folder: Path) -> Deployment:
         pytest.skip("the library of operators is not compiled")
     if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
         pytest.skip("no C++ compiler")
-    checkpoint = write_checkpoint(folder / "best.pt")
+    checkpoint = write_checkpoint(folder / "best.ckpt")
     has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
     formats = ["pt2", "aoti", *(["onnx"] if has_onnx else [])]
     printed = io.StringIO()

@@ -189,7 +189,7 @@ def test_the_onnx_file_of_a_rednet(deployment: Deployment) -> None:
 def test_without_the_evaluation_images_the_files_are_compared_on_random_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = write_checkpoint(tmp_path / "best.pt")
+    checkpoint = write_checkpoint(tmp_path / "best.ckpt")
     monkeypatch.setattr(evaluate, "MEASURE_SECONDS", 0.05)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert main([str(checkpoint)]) == 0

@@ -17,7 +17,16 @@ need_libraries()
 
 import torchvision
 
-from involution.training import BadImageError, Cifar, Classification, DataError, Digits, ImageFolder
+from involution.training import (
+    BadImageError,
+    CheckpointError,
+    Cifar,
+    Classification,
+    DataError,
+    Digits,
+    ImageFolder,
+    data_of,
+)
 from involution.training.images import read_image
 from involution.training.loading import Batch, Order
 
@@ -40,6 +49,20 @@ def test_digits():
     )
     first = next(iter(data.train_dataloader())).images
     assert first.shape == (64, 1, 8, 8) and not torch.equal(first, first.round())
+
+
+def test_data_of_a_checkpoint():
+    info = Digits(batch_size=7).description
+    assert data_of(info, seed=3).hparams == {
+        "batch_size": 7,
+        "workers": None,
+        "on_bad_image": "stop",
+        "seed": 3,
+    }
+    with pytest.raises(DataError, match=r"Digits cannot be made with the arguments .*'path'"):
+        data_of(info, path="elsewhere")
+    with pytest.raises(CheckpointError, match=r"data is 'Mine', which is not in involution.training"):
+        data_of({"data": {"name": "Mine", "arguments": {}}})
 
 
 def write_cifar(root: Path, monkeypatch) -> None:

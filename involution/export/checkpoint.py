@@ -93,7 +93,7 @@ def export_checkpoint(
 
 
 def default_output(checkpoint: str | os.PathLike[str], format: str) -> Path:
-    """``run/best.pt`` becomes ``run/best.pt2``, ``run/best.aoti.pt2`` or ``run/best.onnx``."""
+    """``run/best.ckpt`` becomes ``run/best.pt2``, ``run/best.aoti.pt2`` or ``run/best.onnx``."""
     if format not in FORMATS:
         raise ValueError(f"The format must be one of {', '.join(FORMATS)}, not {format!r}.")
     suffix = {"pt2": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}[format]

@@ -31,13 +31,17 @@ def data_of(info: dict[str, Any], **changes: Any) -> Any:
 
     Raises:
         CheckpointError: it is of a kind that this library does not have.
+        DataError: an argument is not one of this data, or the data is not what it should be.
     """
     name, arguments = info["data"]["name"], {**info["data"]["arguments"], **changes}
     if name not in _MODULES:
         raise CheckpointError(f"The checkpoint's data is {name!r}, which is not in involution.training.")
     if "classes" in arguments:  # so that training images need not be there
         arguments["classes"] = info["classes"]
-    return __getattr__(name)(**arguments)
+    try:
+        return __getattr__(name)(**arguments)
+    except TypeError as error:
+        raise DataError(f"{name} cannot be made with the arguments {arguments}: {error}") from error
 
 
 def __getattr__(name: str) -> Any:
