@@ -425,7 +425,8 @@ def test_a_wheel_without_the_extension_works_away_from_the_source_tree(tmp_path)
     run(*pip, "wheel", *offline, "--no-build-isolation", "-w", tmp_path, source, INVOLUTION_BUILD="none")
     (wheel,) = tmp_path.glob("involution-*-py3-none-any.whl")
     run(*pip, "install", *offline, "--target", tmp_path / "site", wheel)
-    assert (tmp_path / "site" / "involution" / "py.typed").is_file()
+    for file in ("py.typed", "training/configs/imagenet.yaml"):
+        assert (tmp_path / "site" / "involution" / file).is_file()
     assert not (tmp_path / "site" / "tests").exists()
     script = (
         "import sys;"
