@@ -32,10 +32,8 @@ def data(tmp_path_factory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"))
 
 
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory) -> Path:
+def train_keeping(data: Path, folder: Path, **changes) -> Path:
     """A run; beside it, as `after-N`, each of its last checkpoints as a kill would have left it."""
-    folder = tmp_path_factory.mktemp("run")
     save, kept = run.AtomicCheckpoints.save_checkpoint, []
 
     def keep(self, checkpoint, path, storage_options=None):
@@ -47,8 +45,13 @@ def whole(data, tmp_path_factory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.AtomicCheckpoints, "save_checkpoint", keep)
-        train(words(data, folder / "whole", checkpoint_every=1))
+        train(words(data, folder / "whole", checkpoint_every=1, **changes))
     return folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    return train_keeping(data, tmp_path_factory.mktemp("run"))
 
 
 def environment() -> dict[str, str]:
@@ -275,6 +278,17 @@ def test_a_run_goes_on_as_if_nothing_had_happened(whole, after, tmp_path):
     assert curve(tmp_path) == curve(whole)
     mine, other = (load_model(path / "last.ckpt")[0].state_dict() for path in (tmp_path, whole))
     assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+def test_a_run_goes_on_between_accumulated_steps(data, tmp_path):
+    whole = train_keeping(data, tmp_path, trainer_accumulate_grad_batches=2)
+    steps = []
+    for kept in sorted(tmp_path.glob("after-*"))[:4]:
+        steps.append(torch.load(kept / "last.ckpt", weights_only=True)["global_step"])
+        shutil.copy(whole / "config.yaml", kept)
+        train(resume=kept)
+        assert curve(kept) == curve(whole)
+    assert steps == [1, 2, 3, 4]  # of two batches each
 
 
 def test_a_run_that_is_killed(data, tmp_path):
