@@ -32,11 +32,12 @@ venv: $(INSTALLED)  ## make the virtual environment and install the project in i
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first, so that the build finds it instead of fetching another, and stays as it is: torchvision, which each
-# torch has its own of, would else bring its newest.
+# torch comes first, so that the build finds it instead of fetching another; and it stays, whichever torch the newest
+# torchvision asks for.
 $(INSTALLED): $(BIN)/python $(BUILT_FROM)
 	$(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install --editable '.[dev]' "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')"
+	$(BIN)/python -c 'import torch; print(f"torch=={torch.__version__}")' >$(VENV)/constraints.txt
+	$(BIN)/python -m pip install --editable '.[dev]' --constraint $(VENV)/constraints.txt
 	$(BIN)/python -c 'import involution; print(involution.build_info())'
 	@touch $@
 

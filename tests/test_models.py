@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
+import operator
 import pickle
 from typing import Any
 
@@ -174,6 +176,10 @@ def test_a_small_network_for_small_images():
         (lambda: tiny()(torch.randn(1, 4, 8, 8)), r"\(batch, 3, height, width\)"),
         (lambda: tiny().freeze_stages(3), "from -1 to 2, not 3"),
         (lambda: tiny(features_only=True).reset_classifier(3), "no head to reset"),
+        (lambda: tiny(features_only=True, out_indices=3), "how many of the last, but it is 3"),
+        (lambda: tiny(output_stride=16), r"output_stride must be one of \[4, 8\].*not 16"),
+        (lambda: tiny(global_pool="mean"), "one of 'avg', 'max', 'avgmax', 'catavgmax', '', not 'mean'"),
+        (lambda: tiny(global_pool=""), "leaves no vector for a head of 5 classes"),
     ],
 )
 def test_wrong_arguments_are_explained(make, message):
@@ -215,6 +221,107 @@ def test_dilations_keep_the_size():
     model = tiny(strides=(1, 1), dilations=(1, 2), features_only=True)
     assert model.stages[1][0].involution.dilation == (2, 2)
     assert [tuple(m.shape[2:]) for m in model(torch.randn(1, 3, 32, 40))] == [(8, 10), (8, 10)]
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "strides", "dilations", "firsts"),
+    [
+        (None, (1, 2, 3), (2, 1, 2), (2, 1, 2)),
+        (24, (1, 2, 3), (2, 1, 2), (2, 1, 2)),
+        (8, (1, 2, 1), (2, 1, 6), (2, 1, 2)),
+        (4, (1, 1, 1), (2, 2, 12), (2, 1, 4)),
+    ],
+)
+def test_output_strides(output_stride, strides, dilations, firsts):
+    """Strides that are left out become dilations, from the first block on that reads more positions for it."""
+    model = RedNet(
+        (2, 2, 2),
+        widths=(16, 16, 16),
+        strides=(1, 2, 3),
+        dilations=(2, 1, 2),
+        output_stride=output_stride,
+        features_only=True,
+        device="meta",
+    )
+    blocks = [[block.involution for block in stage] for stage in model.stages]
+    assert [first.stride for first, _ in blocks] == [(stride, stride) for stride in strides]
+    assert [second.stride for _, second in blocks] == [(1, 1)] * 3
+    assert [first.dilation for first, _ in blocks] == [(d, d) for d in firsts]
+    assert [second.dilation for _, second in blocks] == [(d, d) for d in dilations]
+    reductions = list(itertools.accumulate(strides, operator.mul, initial=4))[1:]
+    assert model.feature_strides == reductions == [info["reduction"] for info in model.feature_info]
+    maps = model(torch.empty(1, 3, 48, 96, device="meta"))
+    assert [tuple(m.shape[2:]) for m in maps] == [(48 // r, 96 // r) for r in reductions]
+
+
+def test_pooling():
+    torch.manual_seed(0)
+    x, model = torch.randn(2, 3, 37, 45, dtype=torch.float64), tiny().double().eval()
+    features = model.forward_features(x)
+    mean, most = features.flatten(2).mean(2), features.flatten(2).max(2).values
+    expected = {
+        "avg": mean,
+        "max": most,
+        "avgmax": (mean + most) / 2,
+        "catavgmax": torch.cat((mean, most), 1),
+    }
+    for name, pooled in {**expected, "": features}.items():
+        model.reset_classifier(0, name)
+        assert model.global_pool == name
+        torch.testing.assert_close(model(x), pooled)
+        assert model.head_hidden_size == pooled.shape[1]
+        made = tiny(num_classes=5 if name else 0, global_pool=name).double()
+        assert made(x).shape[:2] == ((2, 5) if name else (2, 128))
+    model.reset_classifier(3, "catavgmax")
+    assert model.head.in_features == 256 and model(x).shape == (2, 3)
+    model.reset_classifier(4)  # which keeps the pooling
+    torch.testing.assert_close(model(x), model.head(expected["catavgmax"]))
+    with pytest.raises(ValueError, match="leaves no vector for a head of 4 classes"):
+        model.reset_classifier(4, "")
+    assert model.global_pool == "catavgmax" and model.num_classes == 4
+
+
+def test_intermediate_maps():
+    model, x = tiny().eval(), torch.randn(2, 3, 37, 45)
+    first = model.stages[0](model.stem(x))
+    last = model.stages[1](first)
+    chosen = {None: [first, last], 2: [first, last], 1: [last], (0,): [first], (-1, 0): [first, last]}
+    for indices, expected in chosen.items():
+        output, maps = model.forward_intermediates(x, indices, norm=True)
+        torch.testing.assert_close([output, *maps], [last, *expected], rtol=0, atol=0)
+        only = model.forward_intermediates(x, indices=indices, intermediates_only=True)
+        torch.testing.assert_close(only, expected, rtol=0, atol=0)
+    called = []
+    model.stages[1].register_forward_hook(lambda *call: called.append(call[2]))
+    output, maps = model.forward_intermediates(x, (0,), stop_early=True)
+    assert torch.equal(output, first) and torch.equal(maps[0], first) and not called
+    model(x)
+    assert torch.equal(called[0], last)  # a hook on a stage is called
+    for indices in ((2,), (-3,), (), 0, 3):
+        with pytest.raises(ValueError, match="numbers of stages from -2 to 1, or how many of the last"):
+            model.forward_intermediates(x, indices)
+    with pytest.raises(ValueError, match='output_fmt must be "NCHW"'):
+        model.forward_intermediates(x, output_fmt="NHWC")
+
+
+def test_stages_that_no_map_needs_are_removed():
+    model, x = tiny().eval(), torch.randn(2, 3, 37, 45)
+    expected = model.forward_intermediates(x, (0,), intermediates_only=True)
+    untouched = copy.deepcopy(model)
+    assert untouched.prune_intermediate_layers((-1,), prune_head=False) == [1]
+    assert torch.equal(untouched(x), model(x))
+    assert untouched.prune_intermediate_layers(2) == [0, 1] and untouched.num_classes == 0
+    assert model.prune_intermediate_layers((0,), prune_head=False) == [0]
+    assert len(model.stages) == 1 and model.num_features == model.head_hidden_size == 64
+    torch.testing.assert_close(model.forward_intermediates(x, (0,), intermediates_only=True), expected)
+    assert torch.equal(model(x), expected[0]) and model.get_classifier() is None
+    with pytest.raises(ValueError, match="no stages behind its last map"):
+        tiny(features_only=True).prune_intermediate_layers()
+
+
+def test_maps_counted_from_the_end():
+    for indices, expected in (((-1,), (1,)), (1, (1,)), ((-2, -1), (0, 1)), (2, (0, 1))):
+        assert tiny(features_only=True, out_indices=indices, device="meta").out_indices == expected
 
 
 def test_a_new_head():

@@ -21,12 +21,9 @@ def test_resnet50_is_the_published_one():
     assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
 
 
-def test_resnet50_is_torchvision_s():
-    models = pytest.importorskip(
-        "torchvision.models", reason="torchvision cannot be imported", exc_type=ImportError
-    )
+def test_resnet50_is_torchvision_s(torchvision):
     torch.manual_seed(0)
-    theirs, ours = models.resnet50().eval(), resnet.ResNet().eval()
+    theirs, ours = torchvision.models.resnet50().eval(), resnet.ResNet().eval()
     names = {
         name: re.sub(r"^layer(\d)", lambda m: f"layers.{int(m[1]) - 1}", name) for name in theirs.state_dict()
     }

@@ -15,6 +15,15 @@ from ..layers._shared import RELU
 
 Norm = Callable[[int], nn.Module]
 
+# How a map becomes a vector, by timm's names; with "" it stays a map.
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "avg": lambda x: x.mean((2, 3)),
+    "max": lambda x: x.amax((2, 3)),
+    "avgmax": lambda x: (x.mean((2, 3)) + x.amax((2, 3))) / 2,
+    "catavgmax": lambda x: torch.cat((x.mean((2, 3)), x.amax((2, 3))), 1),
+    "": lambda x: x,
+}
+
 
 class DropPath(nn.Module):
     """Leaves out a residual branch at random, for each sample on its own, in training.

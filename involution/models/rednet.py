@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,15 @@ from torch import Tensor, fx, nn
 from .._tracing import shape
 from ..layers._shared import NormLayer, NotScriptable, check_count, make_norm
 from ..layers.kernel_branch import factory_arguments
-from .blocks import Bottleneck, Stem, initialise
+from .blocks import POOLS, Bottleneck, Stem, initialise
 from .checkpointing import checkpoint_block
+from .freezing import Freezing
+from .stages import geometry, rising_indices, stage_indices
 
 __all__ = ["RedNet"]
 
 
-class RedNet(NotScriptable, nn.Module):
+class RedNet(Freezing, NotScriptable):
     """A stem, stages of bottlenecks with involution, average pooling and a linear head.
 
     Source: Li et al., "Involution: Inverting the Inherence of Convolution for Visual Recognition", CVPR 2021,
@@ -30,6 +32,9 @@ class RedNet(NotScriptable, nn.Module):
         widths: channels of the involutions of each stage; its output has ``expansion`` times as many.
         strides: of the first block of each stage.
         dilations: of the involutions of each stage.
+        output_stride: pixels of the image for one position of the last map; by default what the strides give. For
+            fewer, the last strides are left out and the involutions behind them dilated, as in timm: in a stage's
+            first block as in the stage before, whose map it reads.
         stem: ``"imagenet"`` reduces height and width by four, ``"small"`` keeps them, for images of 8x8 to about
             64x64.
         stem_channels: channels that the stem gives; half as many inside.
@@ -39,9 +44,12 @@ class RedNet(NotScriptable, nn.Module):
         group_channels: channels that share a kernel.
         expansion: of a bottleneck.
         num_classes: outputs of the head; with 0 the pooled features come out.
+        global_pool: how features are pooled: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean of both), ``"catavgmax"``
+            (both, one behind the other), or ``""``, with which the map comes out and ``num_classes`` must be 0.
         in_channels: channels of the image.
         features_only: return a list of feature maps instead, and have no head and no stages behind the last map.
-        out_indices: which stages' maps, counted from 0; by default all. Only read with ``features_only``.
+        out_indices: which stages' maps, counted from 0, or with negative numbers from the end; an integer is that
+            many of the last, None all. Only read with ``features_only``.
         drop_path: probability to leave out a residual branch in training; it grows linearly from 0 at the first
             block to this at the last.
         dropout: probability to zero a pooled feature in training.
@@ -51,6 +59,9 @@ class RedNet(NotScriptable, nn.Module):
 
     Attributes:
         num_features: channels of the last stage's map.
+        head_hidden_size: channels of the pooled features.
+        feature_info: for each stage ``num_chs``, ``reduction`` and ``module``: the channels of its map, pixels of the
+            image for one position of it, and the stage's name.
         feature_channels: channels of the maps that ``features_only`` returns.
         feature_strides: pixels of the image for one position of these maps.
 
@@ -80,10 +91,12 @@ class RedNet(NotScriptable, nn.Module):
         kernel_size: int = 7,
         group_channels: int = 16,
         expansion: int = 4,
+        output_stride: int | None = None,
         num_classes: int = 1000,
+        global_pool: str = "avg",
         in_channels: int = 3,
         features_only: bool = False,
-        out_indices: Sequence[int] | None = None,
+        out_indices: int | Sequence[int] | None = None,
         drop_path: float = 0.0,
         dropout: float = 0.0,
         norm_layer: NormLayer = "batch",
@@ -110,8 +123,10 @@ class RedNet(NotScriptable, nn.Module):
             raise ValueError(f"num_classes must be at least 0, not {num_classes}.")
         if norm_layer is None:
             raise ValueError("norm_layer must make a module: RedNet does not train without normalisation.")
-        indices = _stage_indices(out_indices, len(blocks)) if features_only else ()
+        indices = rising_indices(out_indices, len(blocks)) if features_only else ()
         stages = max(indices) + 1 if features_only else len(blocks)
+        reduction = 4 if stem == "imagenet" else 1
+        each_stage = geometry(strides[: len(blocks)], dilations, reduction, output_stride)
 
         factory = factory_arguments(device, dtype)
         norm = partial(_norm, norm_layer, factory)
@@ -122,19 +137,21 @@ class RedNet(NotScriptable, nn.Module):
         self.stem = Stem(
             in_channels, stem_channels, stem_kernel_size, stem == "imagenet", group_channels, norm, factory
         )
-        self.stages = nn.ModuleList()
+        self.stages = nn.Sequential()
+        self.feature_info: Any = []  # timm's FeatureInfo in its feature extractors
         rates = iter(torch.linspace(0, drop_path, sum(blocks), device="cpu").tolist())
-        inputs, reduction, reductions = stem_channels, 4 if stem == "imagenet" else 1, []
+        inputs = stem_channels
         for stage in range(stages):
             outputs = widths[stage] * expansion
+            stride, dilation, first_dilation = each_stage[stage]
             chain: list[nn.Module] = []
             for number in range(blocks[stage]):
                 block = Bottleneck(
                     inputs,
                     widths[stage],
                     outputs,
-                    stride=strides[stage] if number == 0 else 1,
-                    dilation=dilations[stage],
+                    stride=stride if number == 0 else 1,
+                    dilation=first_dilation if number == 0 else dilation,
                     kernel_size=kernel_size,
                     group_channels=group_channels,
                     drop_path=next(rates),
@@ -144,16 +161,17 @@ class RedNet(NotScriptable, nn.Module):
                 chain.append(block)
                 inputs = outputs
             self.stages.append(nn.Sequential(*chain))
-            reduction *= strides[stage]
-            reductions.append(reduction)
+            reduction *= stride
+            self.feature_info.append(
+                {"num_chs": outputs, "reduction": reduction, "module": f"stages.{stage}"}
+            )
         self.num_features = inputs
-        self.feature_channels = [widths[index] * expansion for index in indices]
-        self.feature_strides = [reductions[index] for index in indices]
+        self.feature_channels = [self.feature_info[index]["num_chs"] for index in indices]
+        self.feature_strides = [self.feature_info[index]["reduction"] for index in indices]
         self.dropout = nn.Dropout(dropout) if dropout else None
-        self.head = nn.Linear(inputs, num_classes, **factory) if self.num_classes else None
+        self._set_pool(global_pool, self.num_classes)
+        self.head = nn.Linear(self.head_hidden_size, num_classes, **factory) if self.num_classes else None
         self.grad_checkpointing = False
-        self.frozen_stages = -1
-        self.frozen_norms = False
         initialise(self)
 
     # ---- forward ----
@@ -161,47 +179,120 @@ class RedNet(NotScriptable, nn.Module):
     def forward(self, input: Tensor) -> Any:
         """Scores of the classes, ``(B, num_classes)``; with ``features_only`` a list of maps."""
         if self.features_only:
-            return self.forward_intermediates(input, self.out_indices)
+            return self.forward_intermediates(input, self.out_indices, intermediates_only=True)
         return self.forward_head(self.forward_features(input))
 
     def forward_features(self, input: Tensor) -> Tensor:
         """The last stage's map, ``(B, num_features, h, w)``."""
-        return self.forward_intermediates(input, (len(self.stages) - 1,))[0]
+        return self.forward_intermediates(input, 1)[0]
 
-    def forward_intermediates(self, input: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """The maps behind the stages of these numbers, in their order."""
+    def forward_intermediates(
+        self,
+        input: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The last map and the maps behind some stages, with timm's arguments.
+
+        Args:
+            input: ``(B, in_channels, H, W)``.
+            indices: the stages, counted from 0, or with negative numbers from the end; an integer is that many of the
+                last, None all.
+            norm: makes no difference here: it asks for the norm behind a network's last block, and there is none.
+            stop_early: leave out the stages behind the last of these maps.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: return the list alone.
+
+        Returns:
+            The last stage's map (with ``stop_early`` that of the last stage that was run), and the list of maps,
+            in the order of the stages.
+
+        Raises:
+            ValueError: there is no such stage, ``output_fmt`` is another, or the input has the wrong shape.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(
+                f'output_fmt must be "NCHW", the layout of this network\'s maps, not {output_fmt!r}.'
+            )
+        taken = stage_indices(indices, len(self.stages))
         _check_image(input, self.in_channels)
         x, maps = self.stem(input), []
-        for number, stage in enumerate(self.stages[: max(indices) + 1]):
-            for block in stage.children():
-                x = checkpoint_block(block, x) if self.grad_checkpointing and self.training else block(x)
-            if number in indices:
+        for number, stage in enumerate(self.stages[: max(taken) + 1] if stop_early else self.stages):
+            if self.grad_checkpointing and self.training:
+                for block in stage.children():
+                    x = checkpoint_block(block, x)
+            else:
+                x = stage(x)
+            if number in taken:
                 maps.append(x)
-        return maps
+        return maps if intermediates_only else (x, maps)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pools a map and scores the classes; with ``pre_logits`` or without a head the pooled features."""
-        x = features.mean((2, 3))
+        x = POOLS[self.global_pool](features)
         if self.dropout is not None:
             x = self.dropout(x)
         return x if pre_logits or self.head is None else self.head(x)
 
     # ---- what may be changed afterwards ----
 
-    def get_classifier(self) -> nn.Linear | None:
-        """The head, or None."""
-        return self.head
+    def get_classifier(self, name_only: bool = False) -> nn.Linear | str | None:
+        """The head, or None; with ``name_only`` its name."""
+        return "head" if name_only else self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new head, freshly initialised, for this many classes; none for 0."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head, freshly initialised, for this many classes, none for 0; and another pooling, if one is given."""
         if self.features_only:
             raise ValueError("A network with features_only has no head to reset.")
         like = self.stem.conv1.weight
+        self._set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         self.num_classes = num_classes
         self.head = None
         if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            self.head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
             initialise(self.head)
+
+    def _set_pool(self, global_pool: str, num_classes: int) -> None:
+        if global_pool not in POOLS:
+            names = ", ".join(repr(name) for name in POOLS)
+            raise ValueError(f"global_pool must be one of {names}, not {global_pool!r}.")
+        if num_classes and not global_pool:
+            raise ValueError(
+                f'global_pool="" leaves no vector for a head of {num_classes} classes; give num_classes=0 with it.'
+            )
+        self.global_pool = global_pool
+        self.head_hidden_size = self.num_features * (2 if global_pool == "catavgmax" else 1)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes the stages behind the last of these, which :meth:`forward_intermediates` does not need for them.
+
+        Args:
+            indices: as there.
+            prune_norm: makes no difference: there is no norm behind the last block.
+            prune_head: remove the head and the pooling too. They go in any case with the last stage, whose channels
+                they have.
+
+        Returns:
+            The stages' numbers, counted from 0.
+        """
+        if self.features_only:
+            raise ValueError("A network with features_only has no stages behind its last map.")
+        taken = stage_indices(indices, len(self.stages))
+        shorter = max(taken) + 1 < len(self.stages)
+        self.stages = self.stages[: max(taken) + 1]
+        self.num_features = self.feature_info[max(taken)]["num_chs"]
+        if prune_head or shorter:
+            self.reset_classifier(0, "")
+        return taken
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns of parameters' names, by which timm's optimisers make groups: stages, or else blocks."""
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether the backward pass of a training step computes each block again instead of keeping its insides.
@@ -211,65 +302,11 @@ class RedNet(NotScriptable, nn.Module):
         """
         self.grad_checkpointing = enable
 
-    def freeze_stages(self, stages: int) -> None:
-        """Fixes the stem and the first ``stages`` stages: no gradients, and norms in evaluation mode for good.
-
-        0 freezes the stem alone, -1 nothing: what this method froze before and does not any more trains again.
-        """
-        if not -1 <= stages <= len(self.stages):
-            raise ValueError(f"stages must be from -1 to {len(self.stages)}, not {stages}.")
-        parts = (self.stem, *self.stages)
-        for part in parts[stages + 1 : self.frozen_stages + 1]:
-            part.requires_grad_(True)
-        for part in parts[: stages + 1]:
-            part.requires_grad_(False)
-        if self.frozen_norms:
-            for norm in self._norms():
-                norm.requires_grad_(False)
-        self.frozen_stages = stages
-        self.train(self.training)
-
-    def freeze_norms(self, freeze: bool = True) -> None:
-        """Fixes all normalisations: they use their running statistics in training too, and keep their parameters.
-
-        Small batches, as in training detectors, have statistics too noisy to train with.
-        """
-        for norm in self._norms():
-            norm.requires_grad_(not freeze)
-        self.frozen_norms = freeze
-        self.freeze_stages(self.frozen_stages)  # whose norms stay fixed
-
-    def train(self, mode: bool = True) -> RedNet:
-        """Training or evaluation mode; what is frozen stays in evaluation mode."""
-        super().train(mode)
-        for part in (self.stem, *self.stages)[: self.frozen_stages + 1]:
-            part.train(False)
-        if self.frozen_norms:
-            for norm in self._norms():
-                norm.train(False)
-        return self
-
-    def _norms(self) -> Iterator[nn.Module]:
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm):
-                yield module
-
 
 def _norm(layer: NormLayer, factory: dict[str, Any], channels: int) -> nn.Module:
     module = make_norm(layer, 2, channels, factory)
     assert module is not None
     return module
-
-
-def _stage_indices(out_indices: Sequence[int] | None, stages: int) -> tuple[int, ...]:
-    if out_indices is None:
-        return tuple(range(stages))
-    indices = tuple(out_indices)
-    if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= stages:
-        raise ValueError(
-            f"out_indices must be rising numbers of stages from 0 to {stages - 1}, but it is {indices}."
-        )
-    return indices
 
 
 @fx.wrap
