@@ -36,7 +36,7 @@ $(BIN)/python:
 # torchvision asks for.
 $(INSTALLED): $(BIN)/python $(BUILT_FROM)
 	$(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -c 'import torch; print(f"torch=={torch.__version__}")' >$(VENV)/constraints.txt
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >$(VENV)/constraints.txt
 	$(BIN)/python -m pip install --editable '.[dev]' --constraint $(VENV)/constraints.txt
 	$(BIN)/python -c 'import involution; print(involution.build_info())'
 	@touch $@
