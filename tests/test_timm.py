@@ -81,6 +81,7 @@ def test_configurations_hold(timm, name):
     cfg, names = model.default_cfg, set(model.state_dict())
     assert cfg["architecture"] == name and cfg is model.pretrained_cfg
     assert {f"{cfg['classifier']}.weight", f"{cfg['first_conv']}.weight"} <= names
+    assert model.in_chans == cfg["input_size"][0]
     assert (
         model.num_classes == cfg["num_classes"] and model.get_classifier(name_only=True) == cfg["classifier"]
     )
@@ -147,6 +148,7 @@ def test_every_feature_extractor(timm, kind, indices):
     taken = INDICES[indices]
     expected = [whole.forward_intermediates(x)[1][index] for index in taken]
     torch.testing.assert_close(list(maps.values()) if isinstance(maps, dict) else maps, expected)
+    assert model.in_chans == 3
     assert model.feature_info.channels() == [64 << index for index in taken]
     assert model.feature_info.reduction() == [1 << index for index in taken]
 

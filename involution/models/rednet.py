@@ -45,7 +45,8 @@ class RedNet(Freezing, NotScriptable):
         expansion: of a bottleneck.
         num_classes: outputs of the head; with 0 the pooled features come out.
         global_pool: how features are pooled: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean of both), ``"catavgmax"``
-            (both, one behind the other), or ``""``, with which the map comes out and ``num_classes`` must be 0.
+            (both, one behind the other), or ``""``, not at all: the head then scores every position of the map, and
+            without a head the map comes out.
         in_channels: channels of the image.
         features_only: return a list of feature maps instead, and have no head and no stages behind the last map.
         out_indices: which stages' maps, counted from 0, or with negative numbers from the end; an integer is that
@@ -169,7 +170,7 @@ class RedNet(Freezing, NotScriptable):
         self.feature_channels = [self.feature_info[index]["num_chs"] for index in indices]
         self.feature_strides = [self.feature_info[index]["reduction"] for index in indices]
         self.dropout = nn.Dropout(dropout) if dropout else None
-        self._set_pool(global_pool, self.num_classes)
+        self._set_pool(global_pool)
         self.head = nn.Linear(self.head_hidden_size, num_classes, **factory) if self.num_classes else None
         self.grad_checkpointing = False
         initialise(self)
@@ -235,7 +236,9 @@ class RedNet(Freezing, NotScriptable):
         x = POOLS[self.global_pool](features)
         if self.dropout is not None:
             x = self.dropout(x)
-        return x if pre_logits or self.head is None else self.head(x)
+        if pre_logits or self.head is None:
+            return x
+        return self.head(x) if self.global_pool else self.head(x.movedim(1, -1)).movedim(-1, 1)
 
     # ---- what may be changed afterwards ----
 
@@ -248,21 +251,18 @@ class RedNet(Freezing, NotScriptable):
         if self.features_only:
             raise ValueError("A network with features_only has no head to reset.")
         like = self.stem.conv1.weight
-        self._set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
+        self._set_pool(self.global_pool if global_pool is None else global_pool)
         self.num_classes = num_classes
         self.head = None
         if num_classes:
             self.head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
             initialise(self.head)
+            self.head.train(self.training)
 
-    def _set_pool(self, global_pool: str, num_classes: int) -> None:
+    def _set_pool(self, global_pool: str) -> None:
         if global_pool not in POOLS:
             names = ", ".join(repr(name) for name in POOLS)
             raise ValueError(f"global_pool must be one of {names}, not {global_pool!r}.")
-        if num_classes and not global_pool:
-            raise ValueError(
-                f'global_pool="" leaves no vector for a head of {num_classes} classes; give num_classes=0 with it.'
-            )
         self.global_pool = global_pool
         self.head_hidden_size = self.num_features * (2 if global_pool == "catavgmax" else 1)
 

@@ -80,7 +80,9 @@ def build(name: str, pretrained: bool = False, **arguments: Any) -> RedNet:
 
 
 def _create(name: str, **arguments: Any) -> RedNet:
-    return create_model(name, **{_NAMES.get(key, key): value for key, value in arguments.items()})
+    model: Any = create_model(name, **{_NAMES.get(key, key): value for key, value in arguments.items()})
+    model.in_chans = model.in_channels  # as timm's networks call it
+    return model
 
 
 def _register(name: str) -> None:
