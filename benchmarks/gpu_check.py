@@ -12,7 +12,6 @@ step did not pass. A tool that is not there fails its step: what did not run mus
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
@@ -32,12 +31,12 @@ import torch
 
 import involution
 
-from . import environment, ncu
+from . import environment, ncu, results
 
 WIDTH = 132  # columns of the page
 OK, FAILED, TIMED_OUT = "ok", "FAILED", "timed out"
 
-Table = Callable[[Path], list[str]]  # from the log, or from the JSON file beside it
+Table = Callable[[Path], list[str]]  # from the log, or from the CSV file beside it
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,8 @@ def all_steps(out: Path) -> list[Step]:
     return [
         Step("tests", 100, [pytest], matching(r"^(FAILED|ERROR) ", most=10), passed),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck", "initcheck")),
-        Step("operator", 90, [[*operator, "--output", str(out / "operator.json")]], operator_table),
-        Step("network", 60, [[*network, "--output", str(out / "network.json")]], network_table),
+        Step("operator", 90, [[*operator, "--output", str(out / "operator.csv")]], operator_table),
+        Step("network", 60, [[*network, "--output", str(out / "network.csv")]], network_table),
         Step("ncu", 60, [profile, rows], lambda log: ncu.table(log.read_text("utf-8", "replace"))),
     ]
 
@@ -141,8 +140,8 @@ def matching(pattern: str, most: int) -> Table:
 
 
 def results_of(log: Path) -> list[dict[str, Any]]:
-    """The rows of the JSON file that a benchmark wrote beside its log, all there are so far."""
-    return json.loads(log.with_suffix(".json").read_text("utf-8"))["results"]
+    """The rows of the CSV file that a benchmark wrote beside its log, all there are so far."""
+    return results.read(log.with_suffix(".csv"))["results"]
 
 
 def operator_table(log: Path) -> list[str]:
@@ -211,7 +210,7 @@ def page(title: str, outcomes: Sequence[Outcome]) -> list[str]:
 def run_step(step: Step, out: Path) -> Outcome:
     """Runs a step's commands until one does not succeed; its log is OUT/NAME.log."""
     log = out / f"{step.name}.log"
-    log.with_suffix(".json").unlink(missing_ok=True)  # an earlier run's would be taken for this one's
+    log.with_suffix(".csv").unlink(missing_ok=True)  # an earlier run's would be taken for this one's
     verdict, start = OK, time.monotonic()
     with log.open("w", encoding="utf-8") as file:
         for command in step.commands:

@@ -13,7 +13,8 @@ conv3x3     the convolution that it stands for, with as many channels and the sa
 in channels_last. Forward is in evaluation mode under torch.inference_mode; a training step is forward and all
 gradients. Times are those of the device, with operands that are not in its cache (benchmarks/timing.py). Fused and
 unfused results are compared first, and wrong ones get no time. The ratio is to the convolution's time: below 1 the
-layer is faster. On a GPU the most memory that a call has at once, beside parameters and input, is noted too.
+layer is faster. On a GPU the most memory that a call has at once, beside parameters and input, is noted too. Results
+go to benchmarks/results/DEVICE-layer.csv, in place of the last run's, and those of a quick run to build/benchmarks.
 """
 
 from __future__ import annotations
@@ -105,7 +106,11 @@ def measure(
 ) -> dict[str, Any]:
     """One row of the results."""
     row: dict[str, Any] = {"case": case.name, "batch": case.batch, "channels": case.channels, "mode": mode}
-    row |= {"input_size": case.input_size, "kernel_size": case.kernel_size, "stride": case.strides}
+    row |= {
+        "input_size": list(case.input_size),
+        "kernel_size": list(case.kernel_size),
+        "stride": case.strides,
+    }
     row |= {"dtype": dtype, "layers": {}}
     layers, row["not_fused"] = build(case, device, DTYPES[dtype])
     x = make_input(case, device, DTYPES[dtype])
@@ -143,7 +148,7 @@ def describe(row: dict[str, Any]) -> str:
             cells.append("-")
             continue
         ratio = f" {row['ratios'][name]:.2f}x" if name in row["ratios"] else ""
-        memory = "" if layer["peak_bytes"] is None else f" {layer['peak_bytes'] / 2**20:.0f} MiB"
+        memory = "" if layer.get("peak_bytes") is None else f" {layer['peak_bytes'] / 2**20:.0f} MiB"
         cells.append(f"{layer['us']:.1f} us{ratio}{memory}")
     return f"{row['case']:<16}{row['batch']:>6}  {row['mode']:<10}" + "".join(f"{cell:>24}" for cell in cells)
 
@@ -161,7 +166,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", choices=DTYPES, help="default: bfloat16; on a CPU float32")
     add("--seconds", type=float, help="to spend on each time (default: 0.2)")
     add("--quick", action="store_true", help="two shapes, one image, few samples, warm caches")
-    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/layer-DEVICE-DATE.json")
+    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE-layer.csv")
     options = parser.parse_args(arguments)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -196,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "options": {name: getattr(options, name) for name in chosen},
         "results": [],
     }
-    output = options.output or results.default_path(described, "layer-")
+    output = options.output or results.default_path(document, options.quick)
     print(f"{described['device']}, {options.dtype}, torch {described['torch']}")
     print(HEADER)
     reasons = set()
@@ -210,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(describe(row), flush=True)
             reasons.add(row["not_fused"])
             document["results"].append(row)
-            results.write(document, output)
+            results.save(document, output)
     for reason in sorted(reasons - {None}):
         print(f"Not fused: {reason}")
     print(f"Written to {output}.")

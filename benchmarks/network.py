@@ -18,7 +18,8 @@ memory that it has at once beside parameters and images.
 
 The two take turns, call by call, so that what disturbs the machine disturbs both. A time is the median of the
 samples, and the ratio is RedNet's over ResNet's: below 1 RedNet is faster. A time marked ~ is noisy: the fastest
-sample took less than two thirds of the median. Results go to benchmarks/results as JSON.
+sample took less than two thirds of the median. Results go to benchmarks/results/DEVICE-network.csv, in place of the
+last run's, and those of a quick run to build/benchmarks.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ MODES = ("inference", "fused", "training")
 LAUNCHES = ("eager", "graph")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SCHEMA = 1
 NOISY = 2 / 3  # of the median; a fastest sample below that is remarked upon
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # of the largest output, after folding
 
@@ -175,31 +175,12 @@ def describe(row: dict[str, Any]) -> str:
     for name in PARAMETERS:
         noise = "~" if row[name]["fastest_ms"] < NOISY * row[name]["ms"] else ""
         times.append(f"{row[name]['ms']:>9.1f} ms{noise:1}")
-        if row[name]["peak_bytes"] is not None:
-            peaks.append(f"{row[name]['peak_bytes'] / 2**20:.0f}")
+        peak = row[name].get("peak_bytes")  # not in a record of a CPU
+        if peak is not None:
+            peaks.append(f"{peak / 2**20:.0f}")
     head = f"{row['mode']:<11}{row['layout']:<15}{row['launch']:<7}{row['batch']:>5}"
     memory = f"  {' / '.join(peaks)} MiB" if peaks else ""
     return f"{head}{''.join(times)}{row['ratio']:>8.2f}{row['fastest_ratio']:>12.2f}{memory}"
-
-
-def validate(document: Any) -> None:
-    """Raises ValueError, naming the place, if a document is not what this program writes."""
-    if not isinstance(document, dict) or document.get("benchmark") != "network":
-        raise ValueError('The document must be an object with "network" as its "benchmark".')
-    if document.get("schema") != SCHEMA:
-        raise ValueError(
-            f"The document has schema {document.get('schema')}, but this program reads {SCHEMA}."
-        )
-    for name, kind in (("environment", dict), ("options", dict), ("results", list)):
-        if not isinstance(document.get(name), kind):
-            raise ValueError(f"The document's {name} must be of type {kind.__name__}.")
-    for number, row in enumerate(document["results"]):
-        for name in ("mode", "batch", "layout", "dtype", "size", "ratio", *PARAMETERS):
-            if name not in row:
-                raise ValueError(f"Result {number} lacks {name!r}.")
-        for name in PARAMETERS:
-            if not row[name].get("ms", 0) > 0:
-                raise ValueError(f"Result {number} has no time of {name}.")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -219,7 +200,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, help="to spend on each network in each row (default: 3)")
     add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own)")
     add("--quick", action="store_true", help="small images, one batch, one layout, two samples")
-    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/network-DEVICE-DATE.json")
+    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE-network.csv")
     options = parser.parse_args(arguments)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -245,12 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = ("modes", "batch", "layouts", "launches", "dtype", "size", "compile", "seconds")
     document: dict[str, Any] = {
         "benchmark": "network",
-        "schema": SCHEMA,
         "environment": described,
         "options": {name: getattr(options, name) for name in chosen},
         "results": [],
     }
-    output = options.output or results.default_path(described, "network-")
+    output = options.output or results.default_path(document, options.quick)
     threads = f", {described['threads']} threads" if described["threads"] else ""
     print(f"{described['device']}{threads}, torch {described['torch']}, involution {described['involution']}")
     print(HEADER)
@@ -262,8 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     row = measure(mode, batch, layout, launch, networks, options)
                     print(describe(row), flush=True)
                     document["results"].append(row)
-                    validate(document)
-                    results.write(document, output)
+                    results.save(document, output)
     except WrongNetworkError as error:
         print(error, file=sys.stderr)
         return 1

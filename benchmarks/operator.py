@@ -28,7 +28,7 @@ rivals    their time over ours: above 1 we are faster. ``depthwise`` computes so
           the same size with static kernels, for comparison
 
 A time marked ~ is noisy: the fastest sample took less than two thirds of the median. Results go to
-benchmarks/results as JSON.
+benchmarks/results/DEVICE.csv, in place of the last run's, and those of a quick run to build/benchmarks.
 """
 
 from __future__ import annotations
@@ -149,7 +149,15 @@ class Bench:
                 )
             ),
             **dict.fromkeys(
-                ("copy_share", "bound_us", "bound_share", "single_us", "host_us", "host_grad_us")
+                (
+                    "copy_share",
+                    "bound_us",
+                    "bound_share",
+                    "single_us",
+                    "host_us",
+                    "host_grad_us",
+                    "scratch_bytes",
+                )
             ),
             "rivals": {},
         }
@@ -259,7 +267,7 @@ def describe(row: dict[str, Any]) -> str:
     text = f"{head}{row['kernel_us']:>10.1f}{noise:1}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
     text += "        -" if row["bound_share"] is None else f"{row['bound_share']:>9.1%}"
     text += "        -" if row["single_us"] is None else f"{row['single_us'] / row['warm_us']:>9.2f}"
-    scratch = row.get("scratch_bytes", 0) / 2**20
+    scratch = row["scratch_bytes"] / 2**20
     text += f"{row['warm_us']:>11.1f}{scratch:>9.4g}{host:>13}  "
     parts = []
     for name, rival in row["rivals"].items():
@@ -296,7 +304,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--ops", nargs="+", choices=OPERATIONS, metavar="OPERATION", help=f"of {', '.join(OPERATIONS)}")
     add("--rivals", nargs="*", choices=RIVALS, metavar="RIVAL", help=f"of {', '.join(RIVALS)}; or nothing")
     add("--quick", action="store_true", help="one small shape, no compiled rivals, few repetitions")
-    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE-DATE.json")
+    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE.csv")
     add("--append", action="store_true", help="keep the rows that OUTPUT has, of the same machine and commit")
     add("--seconds", type=float, help="to spend on a measurement, at most 50 samples (default: 0.2)")
     add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own)")
@@ -369,14 +377,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = Bench(device, effort, rotation, roof, [RIVALS[name] for name in options.rivals], product)
     described = environment.describe(device)
     document: dict[str, Any] = {
-        "schema": results.SCHEMA,
+        "benchmark": "operator",
         "environment": {**described, "rotation_bytes": rotation, "cold": rotation >= CACHES * cache > 0},
         "options": {
             key: getattr(options, key) for key in ("shapes", "batch", "dtypes", "layouts", "ops", "rivals")
         },
         "results": [],
     }
-    output = options.output or results.default_path(described)
+    output = options.output or results.default_path(document, options.quick)
     if options.append:
         try:
             results.merge(document, results.load(output))

@@ -1,6 +1,6 @@
 """Turns results into a roofline picture and the README's table.
 
-    python -m benchmarks.plot benchmarks/results/DEVICE-DATE.json [--output FILE.png] [--readme README.md]
+    python -m benchmarks.plot benchmarks/results/DEVICE.csv [--output FILE.png] [--readme README.md]
 
 Prints the table as Markdown. With ``--readme`` it also replaces what stands between the lines
 ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->`` of that file. The picture needs matplotlib.

@@ -1,8 +1,8 @@
 """Measures shapes of the CUDA kernels' blocks: what csrc/cuda/measured_shapes.h is made from.
 
-    python -m benchmarks.tune --output shapes.json
+    python -m benchmarks.tune --output shapes.csv
     python -m benchmarks.tune --shapes rednet-1 --dtypes bfloat16 --layouts channels_last
-    python -m benchmarks.tune --table shapes.json        # the rows of measured_shapes.h
+    python -m benchmarks.tune --table shapes.csv         # the rows of measured_shapes.h
 
 For each problem it starts with a few shapes and the plan's own, and changes one number of the best after another,
 keeping what is faster: a search along the axes, not of all combinations. INVOLUTION_CUDA_PLAN hands a shape to the
@@ -13,16 +13,16 @@ benchmarks.operator.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import timing
+from . import environment, results, timing
 from .cases import DTYPES, LAYOUTS, OPERATIONS, Case, make_tensors, select
 from .operator import call_of
 
@@ -108,22 +108,25 @@ def search(
 
 def table(path: Path) -> list[str]:
     """The rows of measured_shapes.h: for each problem the fastest shape, with its share of a copy as a comment."""
+    problems: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in results.load(path, "tune")["results"]:
+        key = tuple(row[name] for name in ("case", "dtype", "layout", "operation"))
+        if row["plan"] and row["case"] != "mask-head":  # which is of the size of another
+            problems.setdefault(key, []).append(row)
     lines = []
-    for row in json.loads(path.read_text("utf-8"))["rows"]:
-        if row["shape"] == "mask-head":  # of the size of another
-            continue
-        (case,) = select([row["shape"]], [1])
+    for rows in problems.values():
+        row = min(rows, key=lambda row: row["us"])
+        (case,) = select([row["case"]], [1])
         half = DTYPES[row["dtype"]].itemsize == 2
         transposed = row["operation"] == "input_gradient"
         width = (case.input_size if transposed else case.output_size)[-1]
-        seconds, shape = min((pair for pair in row["measured"] if pair[1]), key=lambda pair: pair[0])
-        numbers = [shape.get(name, 1) for name in ("pack", "runs", "rows")]
-        numbers += [0, *(shape.get(name, 1) for name in ("stages", "producers", "parts"))]
+        numbers = [row["plan"].get(name, 1) for name in ("pack", "runs", "rows")]
+        numbers += [0, *(row["plan"].get(name, 1) for name in ("stages", "producers", "parts"))]
         name = {"forward": "kInvolution", "input_gradient": "kTranspose", "weight_gradient": "kCorrelation"}
         lines.append(
             f"    {{Operation::{name[row['operation']]}, {str(half).lower()}, "
             f"{str(row['layout'] == 'channels_last').lower()}, {case.kernel_size[-1]}, {case.strides}, {width}, "
-            f"{{{', '.join(map(str, numbers))}}}}},  // {row['copy_us'] / seconds:.0%}"
+            f"{{{', '.join(map(str, numbers))}}}}},  // {row['copy_us'] / row['us']:.0%}"
         )
     return sorted(set(lines))
 
@@ -141,7 +144,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="of RedNet's shapes")
     parser.add_argument("--passes", type=int, default=2, help="over the numbers of a shape")
     parser.add_argument("--seconds", type=float, default=1e9, help="ends after the row that passes this time")
-    parser.add_argument("--output", type=Path, help="writes every measurement as JSON")
+    parser.add_argument("--output", type=Path, help="writes every measurement as CSV (benchmarks/results.py)")
     parser.add_argument(
         "--table", type=Path, help="measures nothing and prints the rows made from such a file"
     )
@@ -159,7 +162,16 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda")
     begun = time.monotonic()
     roof = timing.CopyRoof(device, EFFORT, ROTATION)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    document = {
+        "benchmark": "tune",
+        "environment": environment.describe(device),
+        "options": {
+            key: getattr(options, key)
+            for key in ("shapes", "dtypes", "layouts", "operations", "batch", "passes")
+        },
+        "results": rows,
+    }
     for case in select(options.shapes, [options.batch]):
         for dtype in options.dtypes:
             item_size = DTYPES[dtype].itemsize
@@ -175,19 +187,13 @@ def main(arguments: list[str] | None = None) -> int:
                         f"{own * 1e6:6.1f} ({copy / own:4.0%}), best {best * 1e6:6.1f} ({copy / best:4.0%}) {shape}",
                         flush=True,
                     )
-                    rows.append(
-                        {
-                            "shape": case.name,
-                            "dtype": dtype,
-                            "layout": layout,
-                            "operation": operation,
-                            "copy_us": copy * 1e6,
-                            "measured": [[seconds * 1e6, numbers] for seconds, numbers in found],
-                        }
-                    )
+                    problem = {"case": case.name, "dtype": dtype, "layout": layout, "operation": operation}
+                    rows += [
+                        {**problem, "copy_us": copy * 1e6, "us": seconds * 1e6, "plan": numbers}
+                        for seconds, numbers in found
+                    ]
                     if options.output:
-                        result = {"device": torch.cuda.get_device_name(), "rows": rows}
-                        options.output.write_text(json.dumps(result), encoding="utf-8")
+                        results.save(document, options.output)
                     if time.monotonic() - begun > options.seconds:
                         return 0
                 del sets

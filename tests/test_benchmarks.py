@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import json
 import math
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from benchmarks import (
     rivals,
     summary,
     timing,
+    tune,
 )
 from involution import _library
 
@@ -180,7 +180,7 @@ def test_large_problems_are_checked_by_some_pairs(monkeypatch):
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[int, dict]:
-    output = tmp_path / "results.json"
+    output = tmp_path / "results.csv"
     code = operator.main(["--device", "cpu", "--quick", "--output", str(output), *arguments])
     return code, results.load(output)
 
@@ -227,7 +227,7 @@ def test_rivals_that_cannot_run_say_why(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("benchmark") / "results.json"
+    output = tmp_path_factory.mktemp("benchmark") / "results.csv"
     command = [
         sys.executable,
         "-m",
@@ -297,7 +297,7 @@ def test_a_run_adds_to_an_earlier_one(tmp_path, capsys):
     with pytest.raises(ValueError, match="another device: 'another'"):
         results.merge(first, other)
     with pytest.raises(SystemExit):
-        operator.parse(["--append", "--output", str(tmp_path / "none.json")])
+        operator.parse(["--append", "--output", str(tmp_path / "none.csv")])
 
 
 def test_a_summary_adds_up(record):
@@ -332,8 +332,7 @@ def test_a_summary_adds_up(record):
 
 
 def test_a_broken_record_is_refused(record):
-    document = json.loads(record.read_text("utf-8"))
-    results.validate(document)
+    document = results.load(record)
 
     def without_time(d):
         d["results"][0]["kernel_us"] = None
@@ -341,17 +340,21 @@ def test_a_broken_record_is_refused(record):
     def without_column(d):
         del d["results"][1]["copy_share"]
 
-    def from_the_future(d):
-        d["schema"] = 99
+    def of_nothing_known(d):
+        d["benchmark"] = "weather"
 
     def half_a_rival(d):
         d["results"][2]["rivals"]["unfold"] = {"us": 1.0}
 
+    def without_its_torch(d):
+        d["environment"]["torch"] = None
+
     for damage, message in (
         (without_time, "Result 0 must have either a time"),
         (without_column, "Result 1 lacks 'copy_share'"),
-        (from_the_future, "schema 99"),
+        (of_nothing_known, "no benchmark 'weather'"),
         (half_a_rival, "Result 2, rival unfold, lacks"),
+        (without_its_torch, "None as 'torch', which is of the wrong type"),
     ):
         damaged = copy.deepcopy(document)
         damage(damaged)
@@ -359,13 +362,91 @@ def test_a_broken_record_is_refused(record):
             results.validate(damaged)
 
 
-def test_the_name_of_a_record_is_new(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "FOLDER", tmp_path)
-    about = {"device": "NVIDIA H200 (R) NVL", "date": "2030-01-02T03:04:05"}
-    first = results.default_path(about)
-    assert first.name == "nvidia-h200-nvl-2030-01-02.json"
-    first.touch()
-    assert results.default_path(about).name == "nvidia-h200-nvl-2030-01-02-2.json"
+def test_a_record_of_something_else_is_refused(record, tmp_path):
+    with pytest.raises(ValueError, match=r"benchmarks\.operator, not of benchmarks\.network"):
+        results.load(record, "network")
+    table = tmp_path / "table.csv"
+    table.write_text("case,batch\nrednet-1,1\n")
+    with pytest.raises(ValueError, match="lack benchmark, options"):
+        results.load(table)
+
+
+def test_what_is_written_is_read(tmp_path):
+    """Sizes, parts, missing values and text with commas and quotes."""
+    rows = [
+        {"case": "a", "input_size": [31], "kernel_us": 0.0984066123, "error": None, "copies": 3},
+        {"case": "b", "input_size": [4, 5, 6], "kernel_us": 1e-7, "error": 2.0, "copies": None},
+    ]
+    rows[0]["rivals"] = {"unfold": {"us": 2.5, "ratio": 12345678.5}, "plain": {"skipped": 'no, "it" is'}}
+    rows[1]["rivals"] = {"unfold": {"skipped": "1 GiB"}}
+    environment = {"device": "A # B: C", "threads": 2, "built": {"cuda": None}, "cold": True}
+    document = {
+        "benchmark": "operator",
+        "environment": environment,
+        "options": {"batch": [1]},
+        "results": rows,
+    }
+    path = tmp_path / "folder" / "record.csv"
+    results.write(document, path)
+    assert results.read(path) == document
+    assert path.read_text("utf-8").splitlines()[-2:] == [
+        'a,31,0.0984066123,,3,2.5,12345678.5,"no, ""it"" is",',
+        "b,4x5x6,1e-07,2,,,,,1 GiB",
+    ]
+    assert [file.name for file in path.parent.iterdir()] == ["record.csv"]
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "benchmark", "name"),
+    [
+        ("NVIDIA H200 (R) NVL", None, "operator", "nvidia-h200-nvl"),
+        ("NVIDIA H100 80GB HBM3", None, "layer", "nvidia-h100-layer"),
+        ("AMD EPYC", "avx2", "network", "amd-epyc-avx2-network"),
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", None, "operator", "intel-xeon-cpu-2-20ghz-python"),
+    ],
+)
+def test_a_device_has_one_record_of_each_benchmark(device, capability, benchmark, name):
+    kind = "cuda" if "NVIDIA" in device else "cpu"
+    about = {"device": device, "device_type": kind, "built": {"cpu_capability": capability}}
+    document = {"benchmark": benchmark, "environment": about}
+    assert results.default_path(document) == ROOT / "benchmarks" / "results" / f"{name}.csv"
+    assert results.default_path(document, quick=True) == ROOT / "build" / "benchmarks" / f"{name}.csv"
+
+
+RECORDS = sorted(results.FOLDER.glob("*.csv"))
+
+
+def test_there_are_records():
+    assert {path.stem for path in RECORDS} >= {"amd-epyc-avx512", "amd-epyc-avx512-network", "nvidia-h100"}
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_committed_records(path):
+    """They are whole, and the next run of the device takes their place."""
+    document = results.load(path, "network" if path.stem.endswith("-network") else "operator")
+    assert results.default_path(document) == path
+    assert len(document["results"]) >= 12
+
+
+def test_a_measured_plan_becomes_a_row_of_the_kernels_table(tmp_path):
+    problem = {"case": "rednet-1", "dtype": "bfloat16", "layout": "channels_last", "copy_us": 10.0}
+    plan = {"runs": 7, "pack": 64, "rows": 2, "producers": 6, "stages": 3}
+    forward, transposed = ({**problem, "operation": name} for name in ("forward", "input_gradient"))
+    rows = [
+        {**forward, "us": 12.5, "plan": {}},  # the library's own is none to write down
+        {**forward, "us": 25.0, "plan": {**plan, "runs": 1}},
+        {**forward, "us": 20.0, "plan": plan},
+        {**transposed, "us": 40.0, "plan": plan},
+        {**forward, "case": "mask-head", "us": 1.0, "plan": plan},
+    ]
+    about = environment.describe(CPU)
+    document = {"benchmark": "tune", "environment": about, "options": {}, "results": rows}
+    path = tmp_path / "shapes.csv"
+    results.save(document, path)
+    assert tune.table(path) == [
+        "    {Operation::kInvolution, true, true, 7, 1, 56, {64, 7, 2, 0, 3, 6, 1}},  // 50%",
+        "    {Operation::kTranspose, true, true, 7, 1, 56, {64, 7, 2, 0, 3, 6, 1}},  // 25%",
+    ]
 
 
 def test_the_table_goes_between_the_markers(record, tmp_path):
@@ -506,7 +587,7 @@ def test_what_host_time_is_measured_of(operation):
 
 @pytest.mark.gpu
 def test_a_quick_run_on_the_gpu(tmp_path):
-    output = tmp_path / "results.json"
+    output = tmp_path / "results.csv"
     shapes = ["--shapes", "rednet-4", "--batch", "2", "--dtypes", "float32", "bfloat16"]
     arguments = ["--device", "cuda", "--quick", *shapes, "--rivals", "plain", "unfold", "depthwise"]
     assert operator.main([*arguments, "--output", str(output)]) == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import shlex
 import sys
 import time
@@ -16,7 +15,7 @@ import instances
 import pytest
 import torch
 
-from benchmarks import gpu_check, ncu, network, operator
+from benchmarks import gpu_check, ncu, network, operator, results
 from benchmarks.cases import OPERATIONS, select
 
 NOTHING = gpu_check.matching("^nothing has this$", most=1)
@@ -81,14 +80,16 @@ def test_it_passes_where_every_step_does(tmp_path, capsys):
 
 
 def test_results_of_an_earlier_run_are_not_shown(tmp_path):
-    (tmp_path / "operator.json").write_text(json.dumps({"results": operator_rows()}))
+    written(tmp_path, "operator", operator_rows())
     broken = step("operator", "exit 1", table=gpu_check.operator_table)
     assert gpu_check.run_step(broken, tmp_path).table == []
 
 
 def test_a_step_that_fails_shows_what_it_measured(tmp_path):
-    document = json.dumps({"results": operator_rows()})
-    broken = step("operator", f"echo {shlex.quote(document)} > {tmp_path}/operator.json; exit 1")
+    written(tmp_path, "kept", operator_rows())
+    broken = step(
+        "operator", shlex.join(["cp", f"{tmp_path}/kept.csv", f"{tmp_path}/operator.csv"]), "exit 1"
+    )
     outcome = gpu_check.run_step(
         gpu_check.Step("operator", 60, broken.commands, gpu_check.operator_table), tmp_path
     )
@@ -121,7 +122,7 @@ def test_the_benchmarks_understand_their_commands(tmp_path):
         (command,) = steps[name].commands
         assert command[:3] == [sys.executable, "-m", f"benchmarks.{name}"]
         options = module.parse([*command[3:], "--device", "cpu"])
-        assert options.output == tmp_path / f"{name}.json"
+        assert options.output == tmp_path / f"{name}.csv"
 
 
 def test_sanitizers_see_each_kernel_in_memory_of_its_own(tmp_path):
@@ -173,7 +174,8 @@ def network_rows() -> list[dict]:
 
 def written(folder: Path, name: str, rows: list[dict]) -> Path:
     """The log beside which the rows are."""
-    (folder / f"{name}.json").write_text(json.dumps({"results": rows}))
+    document = {"benchmark": name, "environment": {}, "options": {}, "results": rows}
+    results.write(document, folder / f"{name}.csv")
     return folder / f"{name}.log"
 
 
