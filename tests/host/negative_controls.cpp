@@ -1,9 +1,10 @@
-// Kernels with one mistake each, and the same kernels without it: what the host execution has to tell apart.
+// Negative controls: kernels with one mistake each, and the same kernels without it, which the host execution
+// has to tell apart.
 //
-//   teeth NAME right|wrong SEED
+//   negative_controls NAME right|wrong SEED
 //
 // prints the output, one number a line. In `wrong` a sanitizer or a barrier check ends the process, or the
-// output holds a NaN or differs between seeds. tests/test_host_teeth.py says which.
+// output holds a NaN or differs between seeds. tests/test_negative_controls_on_host.py says which.
 
 #include <cstdio>
 #include <cstdlib>
@@ -375,7 +376,8 @@ int main(int argc, char** argv) {
       if (std::strcmp(argv[1], test.name) == 0) return run(test, std::strcmp(argv[2], "wrong") == 0);
     }
   }
-  std::fprintf(stderr, "usage: teeth NAME right|wrong SEED, or teeth launch_errors; names:\n");
+  std::fprintf(
+      stderr, "usage: negative_controls NAME right|wrong SEED, or negative_controls launch_errors; names:\n");
   for (const Case& test : kCases) std::fprintf(stderr, "  %s\n", test.name);
   return 2;
 }

@@ -1,6 +1,6 @@
-"""The host execution of kernels finds the mistakes that it is there to find.
+"""Negative controls: the host execution of kernels finds the mistakes that it is there to find.
 
-Each kernel of tests/host/teeth.cpp exists with and without one mistake. The right version passes for every
+Each kernel of tests/host/negative_controls.cpp exists with and without one mistake. The right version passes for every
 seed; the wrong one ends in the expected report, or in an output that is visibly not to be trusted.
 """
 
@@ -54,7 +54,7 @@ REPORTED = {
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return host_build.build("teeth", [host_build.HOST / "teeth.cpp"])
+    return host_build.build("negative_controls", [host_build.HOST / "negative_controls.cpp"])
 
 
 def run(program: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -108,10 +108,10 @@ def test_mistake_is_reported(program: Path, name: str) -> None:
 def test_report_says_who_waits_where(program: Path) -> None:
     done = run(program, "early_return", "wrong", 0)
     assert done.returncode == BARRIER_EXIT_CODE
-    lines = (host_build.HOST / "teeth.cpp").read_text().splitlines()
+    lines = (host_build.HOST / "negative_controls.cpp").read_text().splitlines()
     kernel = next(i for i, line in enumerate(lines) if "void early_return" in line)
     barrier = next(i for i, line in enumerate(lines) if i > kernel and "__syncthreads" in line) + 1
-    assert f"teeth.cpp:{barrier}: threads 0-99" in done.stderr
+    assert f"negative_controls.cpp:{barrier}: threads 0-99" in done.stderr
     assert "returned: threads 100-127" in done.stderr
 
 
