@@ -58,7 +58,8 @@ def convert(
     *,
     kernel_size: int = 7,
     replaces: Sequence[int] = (3,),
-    group_channels: int = GROUP_CHANNELS,
+    group_channels: int | None = None,
+    groups: int | None = None,
     reduction_ratio: int = 4,
     select: Select | None = None,
     in_place: bool = False,
@@ -81,7 +82,9 @@ def convert(
         module: the network, or a convolution itself. Hooks and parametrisations of replaced convolutions are lost.
         kernel_size: of the involutions, along each axis.
         replaces: the sizes of the convolutions that are replaced: of those that have one of these along every axis.
-        group_channels: how many channels share a kernel.
+        group_channels: how many channels share a kernel; 16 by default, unless ``groups`` is given.
+        groups: the number of groups of every involution, in place of ``group_channels``; if both are given, they must
+            agree for every convolution that is replaced.
         reduction_ratio: of the kernel branch.
         select: takes a convolution's name and itself, and says whether it may be replaced; by default all may.
         in_place: change ``module`` itself instead of a deep copy of it. A convolution that is ``module`` itself cannot
@@ -116,12 +119,12 @@ def convert(
     for name, found in module.named_modules():
         if not isinstance(found, nn.modules.conv._ConvNd):
             continue
-        why = _reason_to_leave(name, found, kernel_size, replaces, group_channels, select)
+        why = _reason_to_leave(name, found, kernel_size, replaces, group_channels, groups, select)
         if why is not None:
             left[name] = why
             continue
-        options = {"group_channels": group_channels, "reduction_ratio": reduction_ratio, **arguments}
-        layer = _substitute(found, kernel_size, options)
+        widths = {"group_channels": group_channels, "groups": groups, "reduction_ratio": reduction_ratio}
+        layer = _substitute(found, kernel_size, {**widths, **arguments})
         substitutes[found] = layer
         replaced[name] = f"{_describe(found)} by {type(layer).__name__}({layer.extra_repr()})"
     if module in substitutes:
@@ -139,7 +142,8 @@ def _reason_to_leave(
     found: nn.Module,
     kernel_size: int,
     replaces: Sequence[int],
-    group_channels: int,
+    group_channels: int | None,
+    groups: int | None,
     select: Select | None,
 ) -> str | None:
     convolution: Any = found
@@ -153,15 +157,24 @@ def _reason_to_leave(
         return f"{_describe(found)} has {convolution.groups} groups."
     if convolution.padding_mode != "zeros":
         return f"{_describe(found)} pads by {convolution.padding_mode!r}, and involution by zeros."
-    if convolution.in_channels < group_channels:
+    if groups is not None and convolution.out_channels % groups:
         return (
-            f"{_describe(found)} has {convolution.in_channels} input channels, fewer than the {group_channels} that "
-            "share a kernel."
+            f"{_describe(found)} has {convolution.out_channels} output channels, which cannot be divided into "
+            f"{groups} groups of one size."
         )
-    if convolution.out_channels > group_channels and convolution.out_channels % group_channels:
+    if groups is None:
+        width = GROUP_CHANNELS if group_channels is None else group_channels
+    else:
+        width = convolution.out_channels // groups
+    if convolution.in_channels < width:
+        return (
+            f"{_describe(found)} has {convolution.in_channels} input channels, fewer than the {width} that share a "
+            "kernel."
+        )
+    if convolution.out_channels > width and convolution.out_channels % width:
         return (
             f"{_describe(found)} has {convolution.out_channels} output channels, which cannot be divided into groups "
-            f"of {group_channels}; give a divisor as group_channels."
+            f"of {width}; give a divisor as group_channels."
         )
     padding = _grown_padding(convolution, kernel_size)
     if not isinstance(padding, str) and min(padding) < 0:

@@ -124,6 +124,17 @@ def test_choices():
         convert(model, kernel_size=4)
 
 
+def test_a_number_of_groups_takes_the_place_of_their_channels():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 15, 3), nn.Conv2d(6, 18, 3))
+    converted, report = convert(model, groups=2)
+    assert list(report.replaced) == ["0"] and converted[0].groups == 2
+    assert "15 output channels, which cannot be divided into 2 groups" in report.left["1"]
+    assert "6 input channels, fewer than the 9 that share a kernel" in report.left["2"]
+    assert convert(model, groups=2, group_channels=4).module[0].groups == 2
+    with pytest.raises(ValueError, match="groups=2 and group_channels=8 do not agree on 8 channels"):
+        convert(model, groups=2, group_channels=8)
+
+
 def test_in_place_and_shared_modules():
     shared = nn.Conv2d(32, 32, 3, padding=1)
     model = nn.ModuleDict({"a": nn.Sequential(shared, nn.ReLU()), "b": shared})

@@ -16,7 +16,15 @@ from hooks import gradients_of, hooked
 from torch import Tensor, nn
 
 import involution
-from involution import Involution1d, Involution2d, Involution3d, InvolutionTranspose2d, LocalAttention2d
+from involution import (
+    Involution1d,
+    Involution2d,
+    Involution3d,
+    InvolutionTranspose1d,
+    InvolutionTranspose2d,
+    InvolutionTranspose3d,
+    LocalAttention2d,
+)
 
 LAYERS = {1: Involution1d, 2: Involution2d, 3: Involution3d}
 TRANSPOSES = {axes: getattr(involution, f"InvolutionTranspose{axes}d") for axes in (1, 2, 3)}
@@ -490,6 +498,19 @@ def test_printing():
     assert LocalAttention2d(64, stride=2).extra_repr() == "64, kernel_size=7, num_heads=2, stride=2"
 
 
+@pytest.mark.parametrize("layer", [Involution2d, InvolutionTranspose2d])
+def test_groups_and_their_channels(layer):
+    assert layer(64).groups == layer(64, group_channels=16).groups == 4
+    assert layer(64, groups=2).groups == layer(64, group_channels=32).groups == 2
+    assert layer(64, groups=2, group_channels=32).groups == 2  # they agree
+    assert (
+        layer(8).groups
+        == layer(8, group_channels=16).groups
+        == layer(8, groups=1, group_channels=16).groups
+        == 1
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -501,6 +522,38 @@ def test_printing():
         (lambda: Involution2d(24, groups=5), ValueError, "groups must divide the 24 channels, but it is 5"),
         (lambda: Involution2d(32, out_channels=24, groups=16), ValueError, "must divide the 24 channels"),
         (lambda: Involution2d(32, groups=2, group_channels=8), ValueError, "groups=2 and group_channels=8"),
+        (lambda: Involution1d(64, groups=2, group_channels=16), ValueError, "do not agree on 64 channels"),
+        (
+            lambda: Involution2d(64, groups=2, group_channels=16),
+            ValueError,
+            "of which 32 are in each of 2 groups",
+        ),
+        (lambda: Involution3d(64, 3, groups=2, group_channels=16), ValueError, "do not agree on 64 channels"),
+        (
+            lambda: InvolutionTranspose1d(64, groups=8, group_channels=16),
+            ValueError,
+            "groups=8 and group_channels=16",
+        ),
+        (
+            lambda: InvolutionTranspose2d(64, groups=2, group_channels=16),
+            ValueError,
+            "do not agree on 64 channels",
+        ),
+        (
+            lambda: InvolutionTranspose3d(64, groups=2, group_channels=16),
+            ValueError,
+            "do not agree on 64 channels",
+        ),
+        (
+            lambda: Involution2d(32, out_channels=64, groups=2, group_channels=16),
+            ValueError,
+            "do not agree on 64 channels",
+        ),
+        (
+            lambda: Involution2d(64, groups=2, group_channels=0),
+            ValueError,
+            "group_channels must be at least 1",
+        ),
         (lambda: Involution2d(0), ValueError, "channels must be at least 1, not 0"),
         (lambda: Involution2d(32.0), TypeError, "channels must be an integer"),
         (lambda: Involution2d(32, reduction_ratio=0), ValueError, "reduction_ratio must be at least 1"),

@@ -33,7 +33,7 @@ BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d,
 AVERAGE_POOLS: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: _AvgPool3d}
 AXES = ("depth", "height", "width")
 
-# That share a kernel in RedNet, and by default.
+# That share a kernel in RedNet, and wherever neither they nor the groups are given.
 GROUP_CHANNELS = 16
 
 NormLayer = Callable[[int], nn.Module] | str | None
@@ -76,10 +76,12 @@ def check_map(tensor: Tensor, name: str, channels: int, axes: int = 2) -> None:
         )
 
 
-def choose_groups(channels: int, groups: int | None, group_channels: int = GROUP_CHANNELS) -> int:
+def choose_groups(channels: int, groups: int | None, group_channels: int | None) -> int:
     """The number of groups: as given, or so many that ``group_channels`` channels share a kernel."""
-    check_count(group_channels, "group_channels")
+    if group_channels is not None:
+        check_count(group_channels, "group_channels")
     if groups is None:
+        group_channels = GROUP_CHANNELS if group_channels is None else group_channels
         if channels <= group_channels:
             return 1
         if channels % group_channels != 0:
@@ -89,13 +91,13 @@ def choose_groups(channels: int, groups: int | None, group_channels: int = GROUP
             )
         return channels // group_channels
     check_count(groups, "groups")
-    if group_channels not in (GROUP_CHANNELS, channels // groups):
-        raise ValueError(
-            f"groups={groups} and group_channels={group_channels} do not agree on {channels} channels; "
-            "give one of them."
-        )
     if channels % groups != 0:
         raise ValueError(f"groups must divide the {channels} channels, but it is {groups}.")
+    if group_channels is not None and groups != choose_groups(channels, None, group_channels):
+        raise ValueError(
+            f"groups={groups} and group_channels={group_channels} do not agree on {channels} channels, of which "
+            f"{channels // groups} are in each of {groups} groups; give one of them."
+        )
     return groups
 
 

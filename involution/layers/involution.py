@@ -27,7 +27,7 @@ class _Involution(KernelBranch):
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] | str = "same",
         dilation: int | Sequence[int] = 1,
-        group_channels: int = 16,
+        group_channels: int | None = None,
         reduction_ratio: int = 4,
         *,
         groups: int | None = None,
@@ -209,9 +209,10 @@ class Involution2d(_Involution):
         stride: positions from one window to the next; an integer or one per axis.
         padding: zeros on both sides, an integer or one per axis; ``"same"`` as above, ``"valid"`` is 0.
         dilation: positions from one kernel point to the next; an integer or one per axis.
-        group_channels: how many output channels share a kernel; where there are fewer, all of them do.
+        group_channels: how many output channels share a kernel; where there are fewer, all of them do. 16 by default,
+            unless ``groups`` is given.
         reduction_ratio: the kernel branch narrows to ``channels // reduction_ratio`` channels, at least one.
-        groups: the number of groups ``G``, instead of ``group_channels``.
+        groups: the number of groups ``G``, in place of ``group_channels``; if both are given, they must agree.
         out_channels: channels of the output; by default ``channels``.
         norm_layer: makes the kernel branch's normalisation from its number of channels; ``"batch"`` is batch
             normalisation, None leaves it out, and ``reduce`` then has a bias.

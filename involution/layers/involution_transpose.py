@@ -23,7 +23,7 @@ class _InvolutionTranspose(KernelBranch):
         padding: int | Sequence[int] | str = "same",
         output_padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
-        group_channels: int = 16,
+        group_channels: int | None = None,
         reduction_ratio: int = 4,
         *,
         groups: int | None = None,
@@ -149,9 +149,10 @@ class InvolutionTranspose2d(_InvolutionTranspose):
         padding: output positions left out on both sides, or ``"same"``, or ``"valid"``, which is 0.
         output_padding: positions added at the end of each axis, fewer than the stride or the dilation.
         dilation: positions from one kernel point to the next.
-        group_channels: how many output channels share a kernel; where there are fewer, all of them do.
+        group_channels: how many output channels share a kernel; where there are fewer, all of them do. 16 by default,
+            unless ``groups`` is given.
         reduction_ratio: the kernel branch narrows to ``channels // reduction_ratio`` channels, at least one.
-        groups: the number of groups ``G``, instead of ``group_channels``.
+        groups: the number of groups ``G``, in place of ``group_channels``; if both are given, they must agree.
         out_channels: channels of the output; by default ``channels``.
         norm_layer: as in :class:`Involution2d`.
         activation_layer: as in :class:`Involution2d`.

@@ -57,7 +57,7 @@ class KernelBranch(NotScriptable, nn.Module):
         self,
         channels: int,
         kernel_size: int | Sequence[int],
-        group_channels: int,
+        group_channels: int | None,
         reduction_ratio: int,
         groups: int | None,
         out_channels: int | None,
