@@ -472,6 +472,17 @@ def test_layers_of_ones_own():
     assert linear(torch.randn(1, 32, 5, 5)).shape == (1, 32, 5, 5)
 
 
+def test_a_class_makes_the_norm_and_the_activation():
+    """As for torchvision's blocks, with what its constructor has as defaults, or with functools.partial."""
+    layer = Involution3d(32, 3, norm_layer=nn.InstanceNorm3d, activation_layer=nn.SiLU, dtype=torch.float64)
+    assert type(layer.norm) is nn.InstanceNorm3d and layer.norm.num_features == 8
+    assert type(layer.activation) is nn.SiLU
+    norm = functools.partial(nn.BatchNorm2d, eps=0.5)
+    layer = InvolutionTranspose2d(32, norm_layer=norm, activation_layer=functools.partial(nn.LeakyReLU, 0.25))
+    assert (layer.norm.eps, layer.activation.negative_slope) == (0.5, 0.25)
+    assert layer(torch.randn(1, 32, 3, 3)).shape == (1, 32, 6, 6)
+
+
 def test_a_normaliser_may_be_a_module():
     class Scale(nn.Module):
         def __init__(self):
@@ -562,7 +573,33 @@ def test_groups_and_their_channels(layer):
         (lambda: Involution2d(32, padding="full"), ValueError, '"same" or "valid"'),
         (lambda: Involution2d(32, kernel_normalizer="sigmoid"), ValueError, 'None, "softmax" or a callable'),
         (lambda: Involution2d(32, kernel_normalizer=3), TypeError, 'None, "softmax" or a callable'),
-        (lambda: Involution2d(32, norm_layer="layer"), TypeError, "norm_layer must be"),
+        (lambda: Involution2d(32, norm_layer="layer"), TypeError, "norm_layer must be .*, not 'layer'"),
+        (
+            lambda: Involution2d(32, norm_layer=nn.BatchNorm2d(8)),
+            TypeError,
+            r"norm_layer must be .* a class or callable .* not the module BatchNorm2d\(8,.* give its class",
+        ),
+        (
+            lambda: Involution1d(32, norm_layer=str),
+            TypeError,
+            "norm_layer must make a module, but .* made '8'",
+        ),
+        (
+            lambda: InvolutionTranspose2d(32, activation_layer=nn.ReLU()),
+            TypeError,
+            r"activation_layer must be .* a class or callable .* not the module ReLU\(\),.* give its class",
+        ),
+        (
+            lambda: Involution2d(32, activation_layer="relu"),
+            TypeError,
+            "activation_layer must be .* not 'relu'",
+        ),
+        (lambda: Involution2d(32, activation_layer=dict), TypeError, "activation_layer must make a module"),
+        (
+            lambda: Involution2d(32, kernel_normalizer=nn.Softmax),
+            TypeError,
+            "kernel_normalizer must be .* not the class Softmax; give an instance of it",
+        ),
         (lambda: Involution2d(32, dtype=torch.int32), TypeError, "floating-point"),
         (lambda: Involution2d(32)(torch.randn(1, 16, 5, 5)), ValueError, r"\(batch, 32, height, width\)"),
         (lambda: Involution1d(32)(torch.randn(1, 32, 5, 5)), ValueError, r"\(batch, 32, length\)"),

@@ -186,6 +186,12 @@ def test_wrong_arguments_are_explained(make, message):
         make()
 
 
+def test_a_norm_is_given_by_its_class():
+    assert type(tiny(norm_layer=nn.SyncBatchNorm).stages[0][0].involution.norm) is nn.SyncBatchNorm
+    with pytest.raises(TypeError, match=r"norm_layer must be .* not the module BatchNorm2d"):
+        tiny(norm_layer=nn.BatchNorm2d(16))
+
+
 # ---- features ----
 
 

@@ -107,22 +107,39 @@ def make_norm(layer: NormLayer, axes: int, channels: int, factory: dict[str, Any
         return None
     if layer == "batch":
         return BATCH_NORMS[axes](channels, **factory)
-    if not callable(layer):
+    if isinstance(layer, nn.Module) or not callable(layer):
         raise TypeError(
-            'norm_layer must be "batch", None or a callable that makes a module from a number of channels, '
-            f"not {layer!r}."
+            'norm_layer must be "batch", None, or a class or callable that makes a module from a number of channels, '
+            f"not {_given(layer)}."
         )
     # A callable of one's own need not take device and dtype.
-    return layer(channels).to(**factory)
+    return _made("norm_layer", layer, layer(channels)).to(**factory)
 
 
 def make_activation(layer: ActivationLayer) -> nn.Module | None:
     """The activation, if there is one."""
     if layer is None:
         return None
-    if not callable(layer):
-        raise TypeError(f"activation_layer must be None or a callable that makes a module, not {layer!r}.")
-    return layer()
+    if isinstance(layer, nn.Module) or not callable(layer):
+        raise TypeError(
+            f"activation_layer must be None, or a class or callable that makes a module, not {_given(layer)}."
+        )
+    return _made("activation_layer", layer, layer())
+
+
+def _given(layer: object) -> str:
+    """An argument that is not what makes a module; of a module, which its maker could be mistaken for, says so."""
+    if not isinstance(layer, nn.Module):
+        return repr(layer)
+    return (
+        f"the module {layer!r}, of which there is only one; give its class or a function that makes a new one"
+    )
+
+
+def _made(name: str, layer: object, module: object) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must make a module, but {layer!r} made {module!r}.")
+    return module
 
 
 def initialise_convolutions(*modules: nn.Module | None) -> None:

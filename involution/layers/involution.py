@@ -214,11 +214,13 @@ class Involution2d(_Involution):
         reduction_ratio: the kernel branch narrows to ``channels // reduction_ratio`` channels, at least one.
         groups: the number of groups ``G``, in place of ``group_channels``; if both are given, they must agree.
         out_channels: channels of the output; by default ``channels``.
-        norm_layer: makes the kernel branch's normalisation from its number of channels; ``"batch"`` is batch
-            normalisation, None leaves it out, and ``reduce`` then has a bias.
-        activation_layer: makes the kernel branch's activation; None leaves it out.
+        norm_layer: a class or callable that makes the kernel branch's normalisation from its number of channels, such
+            as ``nn.SyncBatchNorm`` or ``functools.partial(nn.GroupNorm, 4)``; ``"batch"``, the default, is batch
+            normalisation of as many axes as the layer has. None leaves it out, and ``reduce`` then has a bias.
+        activation_layer: a class or callable that makes the kernel branch's activation, ``nn.ReLU`` by default; None
+            leaves it out.
         kernel_normalizer: None, ``"softmax"`` over the points of a kernel (as in CARAFE and DynamicConv), or a
-            callable, which takes ``(B, G, KH*KW, Hout, Wout)`` and keeps the shape.
+            callable, which takes ``(B, G, KH*KW, Hout, Wout)`` and keeps the shape; a module is one, a class is not.
         bias: whether ``span`` has one: the part of the kernels that all positions share.
         fused: whether to run ``span`` and the involution as one kernel, which never writes the kernels and makes them
             again in a backward pass. None does so where there is such a kernel and it is the faster way

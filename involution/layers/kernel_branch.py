@@ -77,6 +77,11 @@ class KernelBranch(NotScriptable, nn.Module):
             raise ValueError(
                 f'kernel_normalizer must be None, "softmax" or a callable, not {kernel_normalizer!r}.'
             )
+        if isinstance(kernel_normalizer, type):
+            raise TypeError(
+                'kernel_normalizer must be None, "softmax" or a callable that normalises a tensor, not the class '
+                f"{kernel_normalizer.__name__}; give an instance of it."
+            )
         if not (
             kernel_normalizer is None or isinstance(kernel_normalizer, str) or callable(kernel_normalizer)
         ):

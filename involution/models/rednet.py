@@ -54,7 +54,8 @@ class RedNet(Freezing, NotScriptable):
         drop_path: probability to leave out a residual branch in training; it grows linearly from 0 at the first
             block to this at the last.
         dropout: probability to zero a pooled feature in training.
-        norm_layer: makes a normalisation from its number of channels; ``"batch"`` is batch normalisation.
+        norm_layer: a class or callable that makes a normalisation from its number of channels; ``"batch"``, the
+            default, is batch normalisation.
         device: where the parameters are made.
         dtype: their type.
 
