@@ -10,6 +10,7 @@ is remembered: an eager call takes less time than its checks would.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,14 +32,35 @@ class Window(NamedTuple):
     dilation: tuple[int, ...]
 
 
+def _as_integer(value: Any) -> int | None:
+    """What ``value.__index__()`` gives, as for NumPy's integers; None for a truth value, a float and all else."""
+    if isinstance(value, (int, torch.SymInt)):
+        return None if isinstance(value, bool) else value  # type: ignore[return-value]
+    if str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):  # a truth value of NumPy or torch
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def integer(value: Any, name: str) -> int:
+    """An integer, from anything that has ``__index__`` but truth values."""
+    number = _as_integer(value)
+    if number is None:
+        raise TypeError(f"{name} must be an integer, not {value!r} of type {type(value).__name__}.")
+    return number
+
+
 def per_axis(value: int | Sequence[int], axes: int, name: str, least: int) -> tuple[int, ...]:
     """One integer per axis from an integer or a sequence of them."""
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        values: tuple[int, ...] = (value,) * axes
-    elif isinstance(value, (tuple, list)):
+    values: tuple[Any, ...]
+    if isinstance(value, (tuple, list)):
         values = tuple(value)
         if len(values) == 1:
             values *= axes
+    elif (number := _as_integer(value)) is not None:
+        values = (number,) * axes
     else:
         raise TypeError(
             f"{name} must be an integer or a sequence of {axes} integers, not {value!r} of type {type(value).__name__}."
@@ -47,12 +69,15 @@ def per_axis(value: int | Sequence[int], axes: int, name: str, least: int) -> tu
         raise ValueError(
             f"{name} must be one integer or {axes}, one for each spatial axis, but {value!r} has {len(values)}."
         )
+    numbers = []
     for element in values:
-        if not isinstance(element, (int, torch.SymInt)) or isinstance(element, bool):
+        number = _as_integer(element)
+        if number is None:
             raise TypeError(f"{name} must hold integers, but {value!r} holds {element!r}.")
-        if element < least:
+        if number < least:
             raise ValueError(f"{name} must be at least {least} along every axis, not {value!r}.")
-    return values
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def complete_window(
@@ -133,8 +158,6 @@ def _check_shapes(
 
 def check_groups(channels: int, groups: int, name: str) -> None:
     """Channels that divide evenly into at least one group."""
-    if not isinstance(groups, (int, torch.SymInt)) or isinstance(groups, bool):
-        raise TypeError(f"groups must be an integer, not {groups!r}.")
     if groups < 1:
         raise ValueError(f"groups must be at least 1, not {groups}.")
     if channels % groups != 0:

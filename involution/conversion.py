@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .layers import Involution1d, Involution2d, Involution3d
-from .layers._shared import GROUP_CHANNELS
+from .layers._shared import GROUP_CHANNELS, check_count
 
 __all__ = ["Conversion", "ConversionReport", "convert"]
 
@@ -104,12 +104,16 @@ def convert(
         >>> model[2].out_channels, list(report.left)
         (64, ['0'])
     """
+    kernel_size = check_count(kernel_size, "kernel_size")
+    replaces = tuple(check_count(size, "replaces") for size in replaces)
     for size in replaces:
         if (kernel_size - size) % 2:
             raise ValueError(
                 f"A kernel of size {kernel_size} cannot replace one of size {size} and keep the output's size; both "
                 "must be odd, or both even."
             )
+    group_channels = None if group_channels is None else check_count(group_channels, "group_channels")
+    groups = None if groups is None else check_count(groups, "groups")
     if not in_place:
         module = copy.deepcopy(module)
     before = _count(module)

@@ -87,6 +87,7 @@ def _local_correlation(
 ) -> Tensor:
     _arguments.check_tensors(query, "query", key, "key")
     kernel_size, groups, stride, padding, dilation = numbers(kernel_size, groups, stride, padding, dilation)
+    groups = _arguments.integer(groups, "groups")
     window = _arguments.correlation_window(
         axes, shape(query), shape(key), kernel_size, groups, stride, padding, dilation
     )

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,13 @@ BAD = [
     (involution2d, (X, W), {"stride": (1, 1.5)}, TypeError, r"stride must hold integers, but \(1, 1.5\) holds 1.5"),
     (involution2d, (X, W), {"stride": True}, TypeError, "stride must be an integer .* not True of type bool"),
     (involution2d, (X, W), {"padding": None}, TypeError, "padding must be an integer .* not None"),
+    (involution2d, (X, W), {"stride": np.bool_(True)}, TypeError, "stride must be an integer .* of type bool"),
+    (involution2d, (X, W), {"stride": torch.tensor(True)}, TypeError, "stride must be an integer .* of type Tensor"),
+    (involution2d, (X, W), {"stride": (np.float64(1), 1)}, TypeError, "stride must hold integers"),
+    (involution2d, (X, W), {"padding": np.int64(-1)}, ValueError, "padding must be at least 0"),
+    (involution2d, (X, W), {"stride": np.array([1, 1])}, TypeError, "stride must be an integer .* of type ndarray"),
+    (local_correlation2d, (Q, X, 3, np.bool_(True)), {"padding": 1}, TypeError, "groups must be an integer"),
+    (local_correlation2d, (Q, X, 3, np.int32(3)), {"padding": 1}, ValueError, "divided into 3 groups"),
     # same, valid
     (involution2d, (X, W), {"padding": "same", "stride": 2}, ValueError, 'padding="same" needs a stride of 1, but stride is 2'),
     (local_correlation2d, (Q, X, 3), {"padding": "same", "stride": (1, 2)}, ValueError, r'padding="same" needs a stride of 1, but stride is \(1, 2\)'),
@@ -118,6 +126,31 @@ def test_bad_input(function, arguments, options, kind, message) -> None:
 def test_one_integer_in_a_sequence_serves_every_axis() -> None:
     torch.testing.assert_close(involution2d(X, W, padding=(1,)), involution2d(X, W, padding=1))
     torch.testing.assert_close(involution2d(X, W, padding=[1, 1]), involution2d(X, W, padding=1))
+
+
+class Two:
+    """An integer of one's own."""
+
+    def __index__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    "two", [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), Two()], ids=lambda two: type(two).__name__
+)
+def test_whatever_has_an_index_is_an_integer(two) -> None:
+    x, w = torch.randn(2, 4, 7, 6), torch.randn(2, 2, 3, 3, 4, 3)
+    for sizes in (two, (two, 2), [two]):
+        options = {"stride": sizes, "padding": sizes, "dilation": sizes}
+        plain = {"stride": 2, "padding": 2, "dilation": 2}
+        assert torch.equal(involution2d(x, w, **options), involution2d(x, w, **plain))
+        query = torch.randn(2, 4, 5, 4)
+        found = local_correlation2d(query, x, sizes, two, **options)
+        assert torch.equal(found, local_correlation2d(query, x, 2, 2, **plain))
+        small = torch.randn(2, 4, 4, 3)
+        wide = {"stride": 3, "dilation": 3}
+        found = involution_transpose2d(small, w, **wide, padding=sizes, output_padding=sizes)
+        assert torch.equal(found, involution_transpose2d(small, w, **wide, padding=2, output_padding=2))
 
 
 @pytest.mark.parametrize(

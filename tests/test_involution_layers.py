@@ -9,6 +9,7 @@ import pickle
 from typing import Any
 
 import layer_oracle as oracle
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -507,6 +508,69 @@ def test_printing():
     )
     assert InvolutionTranspose2d(64).extra_repr() == "64, kernel_size=4, groups=4, stride=2"
     assert LocalAttention2d(64, stride=2).extra_repr() == "64, kernel_size=7, num_heads=2, stride=2"
+
+
+def integers(value, kind):
+    """The same arguments with integers of another kind."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(integers(each, kind) for each in value)
+    if isinstance(value, dict):
+        return {name: integers(each, kind) for name, each in value.items()}
+    return kind(value) if type(value) is int else value
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array])
+@pytest.mark.parametrize(
+    ("layer", "arguments", "options"),
+    [
+        (involution.Involution1d, (32, 5, 2, 1, 2, 8, 2), {"out_channels": 16}),
+        (involution.Involution2d, (32, (3, 5), (1, 2), (1, 2)), {"groups": 4, "group_channels": 8}),
+        (involution.Involution3d, (8, 3), {}),
+        (involution.InvolutionTranspose2d, (32, 4, 2, 1, 1), {"groups": 4}),
+        (involution.InvolutionTranspose1d, (32, 4, 2), {"dilation": 2, "out_channels": 16}),
+        (involution.LocalAttention2d, (32, 3, 2, 2, 4), {"out_channels": 16}),
+        (involution.InvolutionLayer, (8, 32, 3, 2, 1), {"groups": 2}),
+        (involution.AttentionModule, (32, 3, 2), {}),
+        (involution.models.RedNet, ((1, 2),), {"widths": (16, 32), "num_classes": 5, "stem_channels": 8}),
+        (involution.models.RedNet, ([1],), {"features_only": True, "out_indices": [0], "expansion": 2}),
+        (involution.models.FeaturePyramid, ((8, 16), 32), {"extra_levels": 1, "neck": "involution"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_whatever_has_an_index_is_an_integer(layer, arguments, options, kind):
+    plain = layer(*arguments, **options, device="meta")
+    other = layer(*integers(arguments, kind), **integers(options, kind), device="meta")
+    assert repr(other) == repr(plain)
+    kept = {name: value for name, value in vars(plain).items() if not name.startswith("_")}
+    assert {name: vars(other)[name] for name in kept} == kept
+    assert all(type(vars(other)[name]) is type(value) for name, value in kept.items())
+    shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in other.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Involution2d(np.bool_(True)),
+        lambda: Involution2d(32, groups=True),
+        lambda: Involution2d(32, group_channels=True),
+        lambda: Involution2d(32, reduction_ratio=np.float32(4)),
+        lambda: InvolutionTranspose2d(32, out_channels=torch.tensor(True)),
+        lambda: LocalAttention2d(32, num_heads=True),
+        lambda: involution.models.RedNet((True,)),
+        lambda: involution.models.RedNet((1,), num_classes=True),
+        lambda: involution.models.RedNet((1,), stem_channels=8.0),
+        lambda: involution.models.RedNet((1,), expansion=1.0),
+        lambda: involution.models.RedNet((1,), device="meta").freeze_stages(True),
+        lambda: involution.models.RedNet((1,), device="meta").reset_classifier(2.0),
+        lambda: involution.models.FeaturePyramid((8,), extra_levels=True),
+        lambda: involution.convert(nn.ReLU(), kernel_size=7.0),
+        lambda: involution.convert(nn.ReLU(), groups=True),
+    ],
+)
+def test_truth_values_and_floats_are_no_integers(make):
+    with pytest.raises(TypeError, match="must be an integer, not"):
+        make()
 
 
 @pytest.mark.parametrize("layer", [Involution2d, InvolutionTranspose2d])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .. import _arguments
 from .._tracing import shape
 
 
@@ -54,13 +55,12 @@ class NotScriptable:
         )
 
 
-def check_count(value: int, name: str) -> int:
-    """An integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, not {value!r} of type {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}.")
-    return value
+def check_count(value: int, name: str, least: int = 1) -> int:
+    """An integer of at least 1, or ``least``."""
+    number = _arguments.integer(value, name)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {number}.")
+    return number
 
 
 def check_map(tensor: Tensor, name: str, channels: int, axes: int = 2) -> None:
@@ -79,7 +79,7 @@ def check_map(tensor: Tensor, name: str, channels: int, axes: int = 2) -> None:
 def choose_groups(channels: int, groups: int | None, group_channels: int | None) -> int:
     """The number of groups: as given, or so many that ``group_channels`` channels share a kernel."""
     if group_channels is not None:
-        check_count(group_channels, "group_channels")
+        group_channels = check_count(group_channels, "group_channels")
     if groups is None:
         group_channels = GROUP_CHANNELS if group_channels is None else group_channels
         if channels <= group_channels:
@@ -90,7 +90,7 @@ def choose_groups(channels: int, groups: int | None, group_channels: int | None)
                 f"give a divisor of {channels} as group_channels or as groups."
             )
         return channels // group_channels
-    check_count(groups, "groups")
+    groups = check_count(groups, "groups")
     if channels % groups != 0:
         raise ValueError(f"groups must divide the {channels} channels, but it is {groups}.")
     if group_channels is not None and groups != choose_groups(channels, None, group_channels):

@@ -97,7 +97,7 @@ class AttentionModule(NotScriptable, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = check_count(channels, "channels")
+        self.channels = channels = check_count(channels, "channels")
         self.kernel_size = _arguments.per_axis(kernel_size, 2, "kernel_size", 1)
         reduced = max(1, channels // 2)
         self.groups = _default_groups(channels, reduced) if groups is None else check_count(groups, "groups")

@@ -86,8 +86,8 @@ class InvolutionLayer(NotScriptable, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = check_count(in_channels, "in_channels")
-        self.out_channels = check_count(out_channels, "out_channels")
+        self.in_channels = in_channels = check_count(in_channels, "in_channels")
+        self.out_channels = out_channels = check_count(out_channels, "out_channels")
         sizes = _arguments.per_axis(kernel_size, 2, "kernel_size", 1)
         window = _arguments.complete_window(2, sizes, stride, padding, 1)
         self.kernel_size = (sizes[0], sizes[1])

@@ -49,15 +49,15 @@ class _InvolutionTranspose(KernelBranch):
             factory_arguments(device, dtype),
         )
         self.stride = _arguments.per_axis(stride, self.axes, "stride", 1)
-        self.padding = padding
         self.output_padding = _arguments.per_axis(output_padding, self.axes, "output_padding", 0)
         if padding == "same":
             if any(self.output_padding):
                 raise ValueError(
                     f'padding="same" fixes the output size, but output_padding is {output_padding!r}.'
                 )
-            padding = self._same_padding(dilation)
-        window = _arguments.complete_window(self.axes, self.kernel_size, 1, padding, dilation)
+        amount = self._same_padding(dilation) if padding == "same" else padding
+        window = _arguments.complete_window(self.axes, self.kernel_size, 1, amount, dilation)
+        self.padding = padding if isinstance(padding, str) else window.padding
         self.dilation = window.dilation
         self._window = window._replace(stride=self.stride)
 

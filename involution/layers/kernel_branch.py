@@ -68,7 +68,7 @@ class KernelBranch(NotScriptable, nn.Module):
         factory: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.channels = check_count(channels, "channels")
+        self.channels = channels = check_count(channels, "channels")
         self.out_channels = channels if out_channels is None else check_count(out_channels, "out_channels")
         self.kernel_size = _arguments.per_axis(kernel_size, self.axes, "kernel_size", 1)
         self.groups = choose_groups(self.out_channels, groups, group_channels)

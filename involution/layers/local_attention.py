@@ -35,7 +35,7 @@ class _LocalAttention(NotScriptable, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = check_count(channels, "channels")
+        self.channels = channels = check_count(channels, "channels")
         self.out_channels = channels if out_channels is None else check_count(out_channels, "out_channels")
         self.kernel_size = _arguments.per_axis(kernel_size, self.axes, "kernel_size", 1)
         self.stride = _arguments.per_axis(stride, self.axes, "stride", 1)
@@ -44,7 +44,7 @@ class _LocalAttention(NotScriptable, nn.Module):
         self._window = window._replace(stride=self.stride)
         if num_heads is None:
             num_heads = math.gcd(channels, max(1, channels // 32))
-        self.num_heads = check_count(num_heads, "num_heads")
+        self.num_heads = num_heads = check_count(num_heads, "num_heads")
         if channels % num_heads != 0:
             raise ValueError(f"num_heads must divide the {channels} channels, but it is {num_heads}.")
 

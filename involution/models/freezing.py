@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from .. import _arguments
 from .blocks import Stem
 
 Network = TypeVar("Network", bound="Freezing")
@@ -25,6 +26,7 @@ class Freezing(nn.Module):
 
         0 freezes the stem alone, -1 nothing: what this method froze before and does not any more trains again.
         """
+        stages = _arguments.integer(stages, "stages")
         if not -1 <= stages <= len(self.stages):
             raise ValueError(f"stages must be from -1 to {len(self.stages)}, not {stages}.")
         parts = (self.stem, *self.stages)

@@ -63,11 +63,9 @@ class FeaturePyramid(NotScriptable, nn.Module):
             raise ValueError(f'neck must be "convolution" or "involution", not {neck!r}.')
         if not in_channels:
             raise ValueError("in_channels must name at least one map.")
-        if extra_levels < 0:
-            raise ValueError(f"extra_levels must be at least 0, not {extra_levels}.")
-        check_count(out_channels, "out_channels")
+        out_channels = check_count(out_channels, "out_channels")
         factory = factory_arguments(device, dtype)
-        self.extra_levels = extra_levels
+        self.extra_levels = check_count(extra_levels, "extra_levels", least=0)
         self.lateral = nn.ModuleList(
             nn.Conv2d(check_count(channels, "in_channels"), out_channels, 1, **factory)
             for channels in in_channels

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .. import _arguments
 from .._tracing import shape
 from ..layers._shared import NormLayer, NotScriptable, check_count, make_norm
 from ..layers.kernel_branch import factory_arguments
@@ -106,23 +107,18 @@ class RedNet(Freezing, NotScriptable):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        per_stage = {"widths": widths, "strides": strides, "dilations": dilations}
-        for name, values in {"blocks": blocks, **per_stage}.items():
-            if name != "blocks" and len(values) < len(blocks):
-                raise ValueError(
-                    f"{name} must have a number for each of the {len(blocks)} stages of blocks={tuple(blocks)}, "
-                    f"but it is {tuple(values)}."
-                )
-            for value in values:
-                check_count(value, name)
+        blocks = _counts(blocks, "blocks")
         if not blocks:
             raise ValueError("blocks must name at least one stage.")
+        widths, strides = _counts(widths, "widths", blocks), _counts(strides, "strides", blocks)
+        dilations = _counts(dilations, "dilations", blocks)
         if stem not in ("imagenet", "small"):
             raise ValueError(f'stem must be "imagenet" or "small", not {stem!r}.')
+        stem_channels = _arguments.integer(stem_channels, "stem_channels")
         if stem_channels % 2 or stem_channels < 2:
             raise ValueError(f"stem_channels must be even and at least 2, not {stem_channels!r}.")
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, not {num_classes}.")
+        num_classes = check_count(num_classes, "num_classes", least=0)
+        expansion = check_count(expansion, "expansion")
         if norm_layer is None:
             raise ValueError("norm_layer must make a module: RedNet does not train without normalisation.")
         indices = rising_indices(out_indices, len(blocks)) if features_only else ()
@@ -133,7 +129,7 @@ class RedNet(Freezing, NotScriptable):
         factory = factory_arguments(device, dtype)
         norm = partial(_norm, norm_layer, factory)
         self.num_classes = 0 if features_only else num_classes
-        self.in_channels = check_count(in_channels, "in_channels")
+        self.in_channels = in_channels = check_count(in_channels, "in_channels")
         self.features_only = features_only
         self.out_indices = indices
         self.stem = Stem(
@@ -253,7 +249,7 @@ class RedNet(Freezing, NotScriptable):
             raise ValueError("A network with features_only has no head to reset.")
         like = self.stem.conv1.weight
         self._set_pool(self.global_pool if global_pool is None else global_pool)
-        self.num_classes = num_classes
+        self.num_classes = num_classes = check_count(num_classes, "num_classes", least=0)
         self.head = None
         if num_classes:
             self.head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
@@ -308,6 +304,16 @@ def _norm(layer: NormLayer, factory: dict[str, Any], channels: int) -> nn.Module
     module = make_norm(layer, 2, channels, factory)
     assert module is not None
     return module
+
+
+def _counts(values: Sequence[int], name: str, stages: Sequence[int] = ()) -> tuple[int, ...]:
+    """Integers of at least 1, of which there must be one for each stage."""
+    if len(values) < len(stages):
+        raise ValueError(
+            f"{name} must have a number for each of the {len(stages)} stages of blocks={stages}, but it is "
+            f"{tuple(values)}."
+        )
+    return tuple(check_count(value, name) for value in values)
 
 
 @fx.wrap

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from .. import _arguments
 
 
 def geometry(
@@ -33,10 +35,11 @@ def stage_indices(indices: int | Sequence[int] | None, stages: int) -> list[int]
     """Numbers of stages, counted from 0, as timm reads them."""
     if indices is None:
         indices = stages
-    if isinstance(indices, int):
-        taken = list(range(stages - indices, stages))
+    if isinstance(indices, Iterable):
+        numbers = [_arguments.integer(index, "indices") for index in indices]
+        taken = [index + stages if index < 0 else index for index in numbers]
     else:
-        taken = [index + stages if index < 0 else index for index in indices]
+        taken = list(range(stages - _arguments.integer(indices, "indices"), stages))
     if not taken or not all(0 <= index < stages for index in taken):
         raise ValueError(
             f"indices must be numbers of stages from {-stages} to {stages - 1}, or how many of the last, but it is "
