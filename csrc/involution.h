@@ -4,8 +4,8 @@
 // shares it across the channels of a group. With input x, kernel tensor w and a tensor y shaped like
 // the output, all that this library computes is a partial contraction of one trilinear form:
 //
-//   T(x, w, y) = sum_{b, g, c in g, k, o}  y[b, c, o] * w[b, g, k, o] * x[b, c, o*stride - padding +
-//   k*dilation]
+//   T(x, w, y) = sum over b, g, c in g, k, o of
+//                y[b, c, o] * w[b, g, k, o] * x[b, c, o*stride - padding + k*dilation]
 //
 //   involution            y = dT/dy   (B, C, *Out)        from x and w
 //   involution_transpose  x = dT/dx   (B, C, *In)         from y and w

@@ -3,11 +3,14 @@
 // Along one row of the kernel, the results of 8 neighbouring positions n are a product of source columns j
 // and a banded matrix,
 //
-//   D[channel][n] += A[channel][j] * B[j][n],   B[j][n] = w[tap(j, n)] of a position,
+//   D[channel][n] += A[channel][j] * B[j][n],   B[j][n] = w[tap(j, n)] of a position
 //
-//   involution   position n, tap = j - phase - S*n; 16 columns with S = 1, 24 with S = 2
-//   transpose    position j, tap = r + S*(phase + n + reach + carry - j); 16 columns, for each residue e of
-//                the result's columns by S. r and carry follow from e and the padding
+//                w of position   tap(j, n)                               columns j
+//   involution   n               j - phase - S*n                         16 with S = 1, 24 with S = 2
+//   transpose    j               r + S*(phase + n + reach + carry - j)   16
+//
+// The transpose has one such product for each residue e of the result's columns by S; r and carry follow from
+// e and the padding.
 //
 // A is 16 channels, 8 or 16 columns a fragment, by ldmatrix from rows of the source in either format. Of B a
 // lane of mma holds the pairs of columns 2t, 2t+1 (+8, +16) for n = lane / 4. The taps of one n fill at most

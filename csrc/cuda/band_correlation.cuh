@@ -1,12 +1,19 @@
-// Local correlation of float16 and bfloat16: w[k, o] = sum_c y[c, o] * x[c, o*stride - padding + k].
+// Local correlation of float16 and bfloat16.
 //
-// A warp owns a run of 8 positions n and two groups. For each row of the kernel and 16 channels, one product
-// of 16 source columns j and 8 positions (S = 2: and one of the 8 columns behind them); D[j][n] is tap j -
-// phase - S*n. Of the two or three sums that a lane holds for a position, in rows 8 apart, at most one is a
-// tap, always the same. It goes by a store of two bytes to a row of taps in shared memory.
+//   w[k, o] = sum over c of y[c, o] * x[c, o*stride - padding + k]
 //
-// For each row of the kernel and group of 16 channels: one LDSM, one HMMA, two selects, a conversion and two
-// stores (S = 2: two LDSM and two HMMA); y's fragments are loaded once.
+// A warp owns a run of 8 positions n and two groups. For each row of the kernel and 16 channels, it makes one
+// product D of 16 source columns j and 8 positions; with S = 2 one more, of the 8 columns behind them.
+//
+//   D[j][n] is tap j - phase - S*n
+//
+// Of the two or three sums that a lane holds for a position, in rows 8 apart, at most one is a tap, always
+// the same. It goes by a store of two bytes to a row of taps in shared memory.
+//
+// Instructions for each row of the kernel and group of 16 channels, where y's fragments are loaded once:
+//
+//   S = 1   1 LDSM, 1 HMMA, 2 selects, 1 conversion, 2 stores
+//   S = 2   2 LDSM, 2 HMMA, 2 selects, 1 conversion, 2 stores
 #pragma once
 
 #include "band.cuh"

@@ -1,9 +1,15 @@
-// Involution of float16 and bfloat16: y[c, o] = sum_k w[k, o] * x[c, o*stride - padding + k].
+// Involution of float16 and bfloat16.
+//
+//   y[c, o] = sum over k of w[k, o] * x[c, o*stride - padding + k]
 //
 // A warp owns a run of 8 positions and two units of 16 channels (8 in the form for any shape). A step is one
-// row of y. For each row of the kernel and unit: two LDS of two bytes, two PRMT, one HMMA and one LDSM (S =
-// 2: three PRMT, two HMMA, two LDSM), the operands of the next kernel row on their way meanwhile; about 11
-// instructions a position and group of 16 channels in all, copying included, at K = 7.
+// row of y. Instructions for each row of the kernel and unit, while the operands of the next kernel row are
+// on their way:
+//
+//   S = 1   2 LDS of two bytes, 2 PRMT, 1 HMMA, 1 LDSM
+//   S = 2   2 LDS of two bytes, 3 PRMT, 2 HMMA, 2 LDSM
+//
+// At K = 7 these are about 11 a position and group of 16 channels in all, copying included.
 #pragma once
 
 #include "band.cuh"

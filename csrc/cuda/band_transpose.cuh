@@ -1,11 +1,14 @@
-// The transposed involution of float16 and bfloat16: x[c, q] = sum_k w[k, o] * y[c, o], q = o*stride -
-// padding + k.
+// The transposed involution of float16 and bfloat16.
+//
+//   x[c, q] = sum over k, o with q = o*stride - padding + k of w[k, o] * y[c, o]
 //
 // The march goes down the rows of y and w, so that each is brought once: row o adds to the KH rows
 // q = o*stride - padding + kh of x, whose sums stay in registers. After the step every sum moves up by
 // `stride` rows, without an instruction where the compiler knows the height, and `stride` rows are finished.
-// A warp owns a run of 8*S columns of x and, S = 1, two units of channels, S = 2, one: 8 columns of either
-// residue.
+// A warp owns a run of columns of x and some units of channels:
+//
+//   S = 1   8 columns, two units
+//   S = 2   8 columns of either residue, one unit
 //
 // For each row of the kernel, unit and 8 columns: two LDS of two bytes, two PRMT and one HMMA; one LDSM
 // serves all rows of the kernel.

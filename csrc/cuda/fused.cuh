@@ -1,6 +1,6 @@
 // The involution layer of float16 and bfloat16 in one kernel: no position's kernel is ever in memory.
-// Channels are the innermost axis of all maps, 16 of them are a group, windows are K x K and centred, K = 3,
-// 5, 7.
+// Channels are the innermost axis of all maps, 16 of them are a group; windows are K x K and centred, with
+// K = 3, 5 or 7.
 //
 //   k[p, g, kh, kw] = bias + sum_r weight[g*K*K + kh*K + kw, r] * features[p, r]   (rounded to T)
 //   y[p, c]         = sum_kh,kw k[p, c/16, kh, kw] * x[p + (kh, kw) - K/2, c]
@@ -12,28 +12,48 @@
 // weights of the groups stay. A warp owns a tile of 4 rows and 8 columns and some of the groups. For each
 // group, and each row kh of the kernel:
 //
-//   1. k     D[16 positions x 8 taps] = features (16 x R, in registers for all groups and kernel rows) *
-//   weight^T
-//            + bias, which is one more column of the weight where the features have a one. A lane gets pairs
-//            of taps, and a pair has to begin at an even column of the band. Hence there are two tiles: E of
-//            the even positions times rows (w0 .. w6, 0) of the weight, O of the odd ones times (0, w0 ..
-//            w6). In shared memory both are 8 neighbouring rows of 0 w0 .. w6 0 w0 .. w6 0 ...
+//   1. k     D[16 positions x 8 taps] = features (16 x R) * weight^T + bias
+//
+//            The features are in registers for all groups and kernel rows; the bias is one more column of the
+//            weight where the features have a one. A lane gets pairs of taps, and a pair has to begin at an
+//            even column of the band. Hence there are two tiles:
+//
+//              E   the even positions times rows (w0 .. w6, 0) of the weight
+//              O   the odd positions times rows (0, w0 .. w6)
+//
+//            In shared memory both are 8 neighbouring rows of 0 w0 .. w6 0 w0 .. w6 0 ...
+//
 //   2. band  Tap j - n of position n, in 16 columns j of x. Pair q = n/2 + e of the columns is pair e of the
 //            taps; lane t of a quad has pair t of the columns, or pair t + 4: one shuffle turns the pairs
 //            within the quad. Row i of E is even position i of one row of the tile and i - 1 of the next, row
 //            i of O odd position i and i + 1: one select of (E, O) gives one row of the tile, with position i
 //            at quad i, and the other select the next row with position i^1 at quad i, which the shuffle
 //            undoes.
-//   3. y     Of pairs t and t + 4 exactly one is taps, the other zeros. With columns in the order 0 1 8 9,
-//            2 3 10 11, 4 5 12 13, 6 7 14 15 the band has two zeros in every four, which is what sparse
-//            tensor cores want, at places that depend on the lane alone: the shuffled register is their
-//            operand A, and the order of columns is that of ldmatrix's addresses. The 16 rows of A are 8
-//            positions of rows 2P and 2P + 1 of the tile, its 32 columns rows 2u and 2u + 1 of x, u = P + j:
-//            taps kh = 2j, 2j + 1 of the upper and 2j - 1, 2j of the lower row.
 //
-// Warp instructions of 32 positions and a group, K = 7, R = 16: k 14 HMMA and 14 HMMA.1688 (bias), 11 LDSM;
-// band 28 F2FP, 28 SEL, 28 SHFL; y 16 HMMA.SP, 10 LDSM; results 8 F2FP, 2 STSM, 2 LDS, 2 STG: 6.8 a position.
-// Bytes of a position and group: x 32 * (1 + (K-1)/rows)(1 + 8/columns), features 2R/groups, y 32.
+//   3. y     Of pairs t and t + 4 exactly one is taps, the other zeros. With columns in the order
+//
+//              0 1 8 9   2 3 10 11   4 5 12 13   6 7 14 15
+//
+//            the band has two zeros in every four, which is what sparse tensor cores want, at places that
+//            depend on the lane alone: the shuffled register is their operand A, and the order of columns is
+//            that of ldmatrix's addresses. The 16 rows of A are 8 positions of rows 2P and 2P + 1 of the
+//            tile, its 32 columns rows 2u and 2u + 1 of x. With u = P + j they meet
+//
+//              taps kh = 2j, 2j + 1   of the upper row
+//              taps kh = 2j - 1, 2j   of the lower row
+//
+// Warp instructions of 32 positions and a group at K = 7, R = 16, 6.8 a position:
+//
+//   k         14 HMMA, 14 HMMA.1688 (bias), 11 LDSM
+//   band      28 F2FP, 28 SEL, 28 SHFL
+//   y         16 HMMA.SP, 10 LDSM
+//   results   8 F2FP, 2 STSM, 2 LDS, 2 STG
+//
+// Bytes of a position and group:
+//
+//   x          32 * (1 + (K-1)/rows) * (1 + 8/columns)
+//   features   2R/groups
+//   y          32
 //
 // Besides its taps a position multiplies some columns by zero, and makes NaN of a NaN or infinity there:
 // column +4 of an even and -4 of an odd position, and eight columns of the row below (even rows of a tile) or
@@ -232,8 +252,7 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_
   const int pixel_lane = fused_pixel_place<F::kBlock.groups>(
                              position + k_of_lane / 4 * 2 + k_of_lane % 2 + k_of_lane / 2 % 2 * 8, 0) +
                          matrix / 2 * m.pixel_row;
-  // Results: 16 positions (8 of two rows) x 32 bytes, whose halves are swapped for every other four
-  // positions.
+  // Results: 16 positions (8 of two rows) x 32 bytes. The halves of every other four positions are swapped.
   const int result_to = (matrix / 2 * 8 + i) * 32 + ((matrix ^ i >> 2) & 1) * 16;
   const int result_from = lane / 2 * 32 + ((lane ^ lane >> 3) & 1) * 16;
   const int column = first_column + position + lane / 2 % 8;
@@ -279,8 +298,8 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_
       const int pixel_now = pixel_lane ^ (sub + g) * 32;
       const Spot group_weights = weights + (sub + g) * F::kLayout.group_weight;
 
-      // Of rows 2P and 2P + 1: [channels 0-7, 8-15][(2P: channels 2t, 2t+1), (2P + 1: ...)] of position
-      // `quad`.
+      // Of position `quad` of rows 2P and 2P + 1:
+      //   [channels 0-7, 8-15][(2P: channels 2t, 2t+1), (2P + 1: the same)]
       float sums[kPairs][2][4] = {};
       uint32_t source[kPairs + 1][2][4], before[kPairs] = {};  // taps kh = 2j - 1 of the lower rows
       const auto fetch = [&](int u) {

@@ -2,8 +2,9 @@
 // result's resolution.
 //
 //   k[p, g, kh, kw] = bias + sum_r weight[g*K*K + kh*K + kw, r] * features[p, r]
-//   y[p, c]         = sum_kh,kw k[p, c/16, kh, kw] * x[2p + (kh, kw) - K/2, c], then perhaps y*scale + shift,
-//   ReLU
+//   y[p, c]         = sum_kh,kw k[p, c/16, kh, kw] * x[2p + (kh, kw) - K/2, c]
+//
+// and then perhaps y*scale + shift and ReLU.
 //
 // A warp owns a tile of 4 x 4 positions and one group. For each row kh of the kernel:
 //
@@ -11,17 +12,25 @@
 //            which is what the sums begin with. The order of the reduced channels does not matter, so that a
 //            lane takes 8 neighbours of its position, and of its tap, at once.
 //   2. band  Position n of four neighbours has its taps in columns 2n .. 2n + K - 1 of 16: pairs n + e, all
-//   at
-//            even columns. Lane t of a quad has pair t of the columns or pair t + 4: one shuffle in the quad.
+//            at even columns. Lane t of a quad has pair t of the columns or pair t + 4: one shuffle in the
+//            quad.
 //   3. y     As with stride 1, the shuffled registers are operand A of the sparse product. Its 16 rows are
-//   the
-//            tile's positions, its 32 columns rows 2u and 2u + 1 of x. Row i of x meets row j of the tile
+//            the tile's positions, its 32 columns rows 2u and 2u + 1 of x. Row i of x meets row j of the tile
 //            with kernel row i - 2j, so that a register is of kernel row i or i - 2 by lane (i - 4 or i - 6
 //            in the lower half).
 //
-// Warp instructions of 16 positions and a group, K = 7: k 7 HMMA and 3.5 LDS for each 16 reduced channels, 7
-// LDS; band 14 F2FP, 14 SHFL; y 18 SEL, 14 HMMA.SP, 14 LDSM; results 4 F2FP, STSM, LDS, STG. Bytes of a
-// position and group: x 4 * 32, features 2R / 2, y 32.
+// Warp instructions of 16 positions and a group at K = 7:
+//
+//   k         7 HMMA and 3.5 LDS for each 16 reduced channels, 7 LDS
+//   band      14 F2FP, 14 SHFL
+//   y         18 SEL, 14 HMMA.SP, 14 LDSM
+//   results   4 F2FP, 1 STSM, 1 LDS, 1 STG
+//
+// Bytes of a position and group:
+//
+//   x          4 * 32
+//   features   2R / 2
+//   y          32
 //
 // Besides its taps a position multiplies by zero columns up to 15 - K behind its window, and in its columns
 // rows of x from 9 above to 10 below its own, and makes NaN of a NaN or infinity there.
@@ -125,8 +134,7 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_
   const int source_lane = quad * 4 + ((t - quad) & 3);  // of the pair of taps that the lane's columns meet
   const uint32_t places = fused_places(quad % 4);
   const bool upper = quad < 4;  // rows 0 and 2 of the tile, or 1 and 3
-  // Of the features a lane reads channels 8t .. 8t + 7 of every 32, of positions `quad` and quad + 8 of the
-  // tile.
+  // A lane reads features of the tile's positions `quad` and quad + 8: of every 32 channels, 8t .. 8t + 7.
   const int feature_column = first_column + position + quad % 4;
   const T* const of_image = features + image * m.result_height * m.result_width * m.reduced;
   const auto read_features = [&](int row, uint4(&read)[F::kChunks][2]) {

@@ -6,9 +6,10 @@
 // register, the first in the low half,
 //
 //   8x8 matrix   row l/4, columns 2*(l%4) and +1; transposed, these are column l/4, rows 2*(l%4) and +1
-//   A (16 x 16)  four such: rows 0-7 | 8-15 of columns 0-7, then the same of columns 8-15; (16 x 8) the first
-//                two
-//   B (16 x 8)   for column l/4: rows 2*(l%4) and +1, then those 8 further on; (8 x 8) the first alone
+//   A (16 x 16)  four such: rows 0-7 | 8-15 of columns 0-7, then the same of columns 8-15
+//   A (16 x 8)   the first two of these
+//   B (16 x 8)   for column l/4: rows 2*(l%4) and +1, then those 8 further on
+//   B (8 x 8)    the first of these alone
 //   C (16 x 8)   float32: row l/4, columns 2*(l%4) and +1, then row l/4 + 8
 #pragma once
 
@@ -248,10 +249,12 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
-// c += A (16 x 32) * B (32 x 8), where of each four neighbours in a row of A two are zeros. Register i of A
-// holds the other two, for row l/4 + 8*(i%2), of columns 16*(i/2) + 4*(l%4) to +3; `places` where these are,
-// two bits for each, in the four bits 4*k for columns 4*k to 4*k + 3: in the low half for row l/4, in the
-// high half for row l/4 + 8, and the same of columns 0-15 and 16-31.
+// c += A (16 x 32) * B (32 x 8), where of each four neighbours in a row of A two are zeros.
+//
+//   register i of A   the other two, for row l/4 + 8*(i%2), of columns 16*(i/2) + 4*(l%4) to +3
+//   `places`          where these are, two bits for each, in the four bits 4*k for columns 4*k to 4*k + 3:
+//                     in the low half for row l/4, in the high half for row l/4 + 8, and the same of columns
+//                     0-15 and 16-31
 #if CUDART_VERSION >= 12050  // the word is older than the compilers that know it
 #define INVOLUTION_MMA_SPARSE "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col."
 #else
