@@ -166,7 +166,13 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"Its comments lack {', '.join(sorted(missing))}: it is no record of a benchmark.")
     benchmark, options = about.pop("benchmark"), about.pop("options")
     table = csv.DictReader(line for line in lines if not line.startswith("# "))
-    rows = [_nested(row) for row in table]
+    rows = []
+    for number, cells in enumerate(table):
+        if (
+            None in cells or None in cells.values()
+        ):  # so the csv module marks what there is too much or too little of
+            raise ValueError(f"Result {number} has another number of cells than the table has columns.")
+        rows.append(_nested(cells))
     for name, kind in _COLUMNS.get(benchmark, {}).items():
         if kind is dict:
             for row in rows:  # of an empty part there is no column

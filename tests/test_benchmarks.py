@@ -369,6 +369,11 @@ def test_a_record_of_something_else_is_refused(record, tmp_path):
     table.write_text("case,batch\nrednet-1,1\n")
     with pytest.raises(ValueError, match="lack benchmark, options"):
         results.load(table)
+    text = record.read_text("utf-8").rstrip()
+    for spoiled in (text.rpartition(",")[0], f"{text},1"):
+        table.write_text(spoiled)
+        with pytest.raises(ValueError, match="Result 2 has another number of cells"):
+            results.load(table)
 
 
 def test_what_is_written_is_read(tmp_path):
