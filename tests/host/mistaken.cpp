@@ -1,5 +1,6 @@
 // Runs one small involution of float32 and one of bfloat16 through the marching kernels and compares them
-// with plain loops: the program that tests/test_kernel_mistakes.py builds from sources with a planted mistake.
+// with plain loops: the program that tests/test_kernel_mistakes.py builds from sources with a planted
+// mistake.
 
 #include <cmath>
 #include <cstdio>
