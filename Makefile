@@ -22,7 +22,7 @@ BUILT_FROM := pyproject.toml setup.py involution/_version.py $(wildcard tools/*.
               $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_SOURCES := $(shell find benchmarks csrc examples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help venv test demo examples bench gpu lint format sanitize profile clean
+.PHONY: help venv test demo examples docs bench gpu lint format sanitize profile clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -53,6 +53,10 @@ examples: venv  ## train on sequences and on volumes
 	$(BIN)/python examples/sequence.py
 	$(BIN)/python examples/volume.py
 
+docs: venv  ## build the documentation as a site, in site/
+	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint $(VENV)/constraints.txt
+	$(BIN)/python -m mkdocs build --strict
+
 bench: venv  ## measure the operator against copies of memory and rivals
 	$(BIN)/python -m benchmarks.operator $(BENCH_ARGS)
 
@@ -77,7 +81,7 @@ profile: venv  ## record a profile with NVTX ranges
 	PYTHON=$(BIN)/python tools/profile.sh
 
 clean:  ## remove what was built; the virtual environment stays
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find involution -name '*.so' -delete
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	rm -f $(INSTALLED)

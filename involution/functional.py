@@ -17,7 +17,7 @@ float64 is left alone, and so is a tensor on another device than autocast's.
 
 NaN and infinity are never lost. In float16 and bfloat16 on CUDA, one in the input of an involution or of its
 transpose can also make NaN of results that do not read it: of the same channel, in rows that do, with windows
-within 31 positions of it along the last axis, where tensor cores multiply it by zero. All else is as in the
+within 21 positions of it along the last axis, where tensor cores multiply it by zero. All else is as in the
 definition.
 """
 
