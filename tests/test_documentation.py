@@ -68,6 +68,18 @@ def test_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.M), f"{page} names make {target}, the Makefile does not"
 
 
+def test_commands_exist():
+    named = {
+        module: page
+        for page, text in PAGES.items()
+        for module in re.findall(r"python -m ((?:benchmarks|involution)\.\w+)", text)
+    }
+    assert len(named) >= 8
+    for module, page in named.items():
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"{page} names {module}"
+
+
 def headings(text: str) -> set[str]:
     """The fragments of a page's headings, as code hosts and the site make them."""
     found = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
