@@ -1,20 +1,32 @@
-"""Builds the library that runs the CUDA backend on the host, by torch's own build of C++ extensions."""
+"""Builds the library that runs the CUDA backend on the host, by torch's own build of C++ extensions.
 
-import contextlib
+A program of its own, because torch loads what it builds, and the library takes the place of the CPU kernels.
+"""
+
 import functools
-import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import host_build
 from torch.utils import cpp_extension
 
+FOLDER = host_build.ROOT / "build" / "backend_on_host"
+
 
 @functools.cache
 def library() -> Path:
-    """The path of the library; unchanged sources are not compiled again."""
-    folder = host_build.ROOT / "build" / "backend_on_host"
-    folder.mkdir(parents=True, exist_ok=True)
+    """The path of the library, which is not loaded; unchanged sources are not compiled again."""
+    run = subprocess.run([sys.executable, __file__], capture_output=True, text=True)
+    if run.returncode != 0:
+        raise RuntimeError(f"the backend could not be built for the host\n{run.stdout}{run.stderr}")
+    return next(path for path in FOLDER.glob("backend_on_host*.so") if os.access(path, os.R_OK))
+
+
+def build() -> None:
+    """Builds the library, and loads it into this process."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
     host, csrc = host_build.HOST, host_build.ROOT / "csrc"
     sources = [
         *(csrc / name for name in ("cuda_backend.cpp", "fused_cuda.cpp", "fused.cpp", "tensors.cpp")),
@@ -23,18 +35,18 @@ def library() -> Path:
         *(host / f"kernels_{dtype}.cpp" for dtype in ("bfloat16", "float16", "float32")),
         *host_build.RUNTIME,
     ]
-    log = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(log):
-            cpp_extension.load(
-                name="backend_on_host",
-                sources=[str(source) for source in sources],
-                extra_include_paths=[str(host / "cuda_shim"), str(host), str(csrc)],
-                extra_cflags=["-O1", "-DINVOLUTION_WITH_CUDA", "-Wno-unknown-pragmas"],
-                build_directory=str(folder),
-                with_cuda=False,
-                is_python_module=False,
-            )
-    except Exception as error:
-        raise RuntimeError(f"the backend could not be built for the host\n{log.getvalue()}") from error
-    return next(path for path in folder.glob("backend_on_host*.so") if os.access(path, os.R_OK))
+    cpp_extension.load(
+        name="backend_on_host",
+        sources=[str(source) for source in sources],
+        extra_include_paths=[str(host / "cuda_shim"), str(host), str(csrc)],
+        extra_cflags=["-O1", "-DINVOLUTION_WITH_CUDA", "-Wno-unknown-pragmas"],
+        build_directory=str(FOLDER),
+        with_cuda=False,
+        is_python_module=False,
+    )
+
+
+if __name__ == "__main__":
+    import involution  # noqa: F401  the library's kernels are for its operators
+
+    build()

@@ -12,6 +12,9 @@ import sys
 import backend_on_host_build
 import host_build
 import pytest
+import torch
+
+import involution  # noqa: F401  defines the operators
 
 pytestmark = pytest.mark.skipif(
     host_build.why_unavailable() is not None, reason=host_build.why_unavailable() or "available"
@@ -43,3 +46,10 @@ def test_the_operators_tests_pass_on_the_backend(selection: str) -> None:
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed is not None and int(passed[1]) > 10, run.stdout[-2000:]
+
+
+def test_this_process_keeps_its_own_kernels() -> None:
+    """Else whatever tests come later here run on the host's, hundreds of times as slow."""
+    backend_on_host_build.library()
+    for name in ("involution", "involution_transpose", "local_correlation", "fused_involution"):
+        assert "backend_on_host.cpp" not in torch._C._dispatch_dump(f"involution::{name}")
