@@ -113,6 +113,7 @@ FusedPlan make_fused_plan(const FusedProblem& problem, const DeviceLimits& limit
   if (plan.reason != nullptr) return plan;
   plan.kernel = static_cast<int>(problem.kernel[0]);
   plan.stride = static_cast<int>(problem.stride[0]);
+  // With a stride a lane takes 8 of 32 channels, so that there are two steps at least.
   for (plan.steps = plan.stride; plan.steps * 16 < problem.reduced;) plan.steps *= 2;
   FusedMarch& m = plan.march;
   m.channels = static_cast<int>(problem.channels);

@@ -1,10 +1,37 @@
-// What the fused kernels have in common: rows of a map on their way into shared memory, and the epilogue.
+// What the fused kernels have in common: where a block works, rows of a map on their way into shared memory,
+// the epilogue.
 #pragma once
 
 #include "fused_plan.h"
 #include "scalar.cuh"
 
 namespace involution {
+
+// Where a block works: the grid is packs * strips * chunks * images.
+struct FusedPlace {
+  int group;
+  int first_column;  // of the result, as the following
+  int first_row;
+  int end_row;
+  int steps;  // of a tile's rows
+  int64_t image;
+};
+
+template <int kGroups>
+__device__ __forceinline__ FusedPlace fused_place(const FusedMarch& m, int columns) {
+  FusedPlace at;
+  unsigned block = blockIdx.x;
+  at.group = static_cast<int>(block % static_cast<unsigned>(m.packs)) * kGroups;
+  block /= static_cast<unsigned>(m.packs);
+  at.first_column = static_cast<int>(block % static_cast<unsigned>(m.strips)) * columns;
+  block /= static_cast<unsigned>(m.strips);
+  at.first_row = static_cast<int>(block % static_cast<unsigned>(m.chunks)) * m.chunk_rows;
+  at.image = block / static_cast<unsigned>(m.chunks);
+  const int end = at.first_row + m.chunk_rows;
+  at.end_row = end < m.result_height ? end : m.result_height;
+  at.steps = (at.end_row - at.first_row + kFusedTileRows - 1) / kFusedTileRows;
+  return at;
+}
 
 // Rows of a map on their way into a ring in shared memory. A thread copies the same 16 bytes of every step-th
 // column of every kRows-th row.

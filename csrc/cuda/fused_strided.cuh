@@ -96,15 +96,10 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_
   const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
   const int tile = warp / kGroups, sub = warp - tile * kGroups;
   const int columns = m.runs * kTileColumns, position = tile * kTileColumns;
-  unsigned block = blockIdx.x;
-  const int group = static_cast<int>(block % static_cast<unsigned>(m.packs)) * kGroups;
-  block /= static_cast<unsigned>(m.packs);
-  const int first_column = static_cast<int>(block % static_cast<unsigned>(m.strips)) * columns;
-  block /= static_cast<unsigned>(m.strips);
-  const int first_row = static_cast<int>(block % static_cast<unsigned>(m.chunks)) * m.chunk_rows;
-  const int64_t image = block / static_cast<unsigned>(m.chunks);
-  const int end_row = first_row + m.chunk_rows < m.result_height ? first_row + m.chunk_rows : m.result_height;
-  const int steps = (end_row - first_row + kFusedTileRows - 1) / kFusedTileRows;
+  const FusedPlace at = fused_place<kGroups>(m, columns);
+  const int group = at.group, first_column = at.first_column, first_row = at.first_row;
+  const int end_row = at.end_row, steps = at.steps;
+  const int64_t image = at.image;
 
   const Spot pixels = shared_memory();
   const Spot weights = pixels + F::kLayout.ring * m.pixel_row;
