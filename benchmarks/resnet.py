@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from involution.layers.convolution_relu import convolution_relu
+from involution.models.inference import move_bias
+
 PARAMETERS = 25_557_032
 
 
@@ -28,12 +31,18 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.downsample = None
+        self.downsample: nn.Sequential | None = None
+        self.folded = False
         if stride != 1 or inputs != outputs:
             convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.folded:
+            x = convolution_relu(self.conv2, convolution_relu(self.conv1, input))
+            return convolution_relu(
+                self.conv3, x, input if self.downsample is None else self.downsample(input)
+            )
         x = F.relu(self.bn1(self.conv1(input)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = self.bn3(self.conv3(x))
@@ -49,6 +58,7 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.folded = False
         inputs, stages = 64, []
         for stage, count in enumerate(blocks):
             width, chain = 64 << stage, []
@@ -63,12 +73,20 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, input: Tensor) -> Tensor:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(input)), inplace=True))
+        if self.folded:
+            x = convolution_relu(self.conv1, input)
+        else:
+            x = F.relu(self.bn1(self.conv1(input)), inplace=True)
+        x = self.maxpool(x)
         return self.fc(self.layers(x).mean((2, 3)))
 
 
 def fold(model: ResNet) -> ResNet:
-    """A copy in evaluation mode, whose batch norms are folded into the convolutions before them."""
+    """A copy for inference, treated as ``involution.models.fuse`` treats RedNet.
+
+    Batch norms are folded into the convolutions before them, these take ReLU and addition along, and a shortcut's bias
+    goes into the convolution that its result is added to.
+    """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
         for convolution, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")):
@@ -79,4 +97,9 @@ def fold(model: ResNet) -> ResNet:
                     fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)),
                 )
                 setattr(module, norm, nn.Identity())
+    for module in folded.modules():
+        if isinstance(module, ResNet | Bottleneck):
+            module.folded = True
+        if isinstance(module, Bottleneck) and module.downsample is not None:
+            move_bias(module.downsample[0], module.conv3)
     return folded

@@ -25,6 +25,7 @@ from ._shared import (
     per_axis_text,
     softmax_over_points,
 )
+from .convolution_relu import convolution_relu, is_one_kernel
 
 KernelNormalizer = Callable[[Tensor], Tensor] | str | None
 
@@ -114,6 +115,8 @@ class KernelBranch(NotScriptable, nn.Module):
         With ``pool`` the features are averaged by it first. An average and a 1x1 convolution commute, and where
         pooling is slow for what it does, it gets the narrower map.
         """
+        if pool is None and self._reduces_to_relu() and is_one_kernel(self.reduce, features):
+            return convolution_relu(self.reduce, features)
         if pool is None:
             hidden = self.reduce(features)
         elif _on_cuda(features) and self.reduce.out_channels < self.channels and _is_pointwise(self.reduce):
@@ -123,6 +126,10 @@ class KernelBranch(NotScriptable, nn.Module):
         if self.norm is not None:
             hidden = self.norm(hidden)
         return hidden if self.activation is None else self.activation(hidden)
+
+    def _reduces_to_relu(self) -> bool:
+        """Whether nothing but a ReLU is behind ``reduce``: so it is where ``fuse`` has folded the norm."""
+        return type(self.activation) is nn.ReLU and (self.norm is None or type(self.norm) is nn.Identity)
 
     def kernels(self, hidden: Tensor) -> Tensor:
         """``(B, G, *K, *space)``: the kernel of every position, made from what :meth:`hidden` gives."""

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, and into the fused involutions, for inference."""
+"""A network for inference: batch norms folded into what is before them, and fewer passes over its maps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..layers._shared import CONVOLUTIONS
 from ..layers.epilogue import Epilogue
 from ..layers.kernel_branch import KernelBranch
 from .blocks import Bottleneck, Shortcut, Stem
+from .inference import FusedBottleneck, FusedStem
 
 __all__ = ["fuse"]
 
@@ -35,8 +36,11 @@ def fuse(model: Module) -> Module:
     Every batch norm that follows a convolution directly is folded into it: ``weight * scale`` and
     ``(bias - mean) * scale + shift`` with ``scale = gamma / sqrt(variance + eps)``. The norm behind an involution
     cannot be, because a group's kernels are one for all its channels. It and the ReLU behind it become the
-    involution's ``epilogue``: part of the fused kernel where the layer takes that, and run behind it otherwise. The
-    result is the same but for rounding. It cannot be trained on, nor hold a checkpoint of the network as it was.
+    involution's ``epilogue``: part of the fused kernel where the layer takes that, and run behind it otherwise. Stems
+    and blocks whose norms are all gone become :class:`~involution.models.inference.FusedStem` and
+    :class:`~involution.models.inference.FusedBottleneck`: on a GPU their convolutions take the ReLU and the addition
+    behind them along. The result is the same but for rounding. It cannot be trained on, nor hold a checkpoint of the
+    network as it was.
 
     Args:
         model: a :class:`RedNet`, an involution layer, or any module that holds them; in any mode. Norms that are not
@@ -61,7 +65,20 @@ def fuse(model: Module) -> Module:
         if isinstance(module, Stem | Bottleneck) and _has_statistics(module.norm2):
             module.involution.epilogue = Epilogue(module.norm2)
             module.norm2 = module.relu2 = nn.Identity()
+    for name, module in list(fused.named_modules()):
+        if name and isinstance(module, Stem | Bottleneck) and _is_folded(module):
+            kind = FusedStem if isinstance(module, Stem) else FusedBottleneck
+            fused.set_submodule(name, kind(module).eval())  # type: ignore[arg-type]
     return fused
+
+
+def _is_folded(module: Stem | Bottleneck) -> bool:
+    """Whether nothing of a module's norms is left, nor anything in their place that ``fuse`` does not know."""
+    shortcut = (
+        [module.shortcut.norm] if isinstance(module, Bottleneck) and module.shortcut is not None else []
+    )
+    norms = (module.norm1, module.norm2, module.relu2, module.norm3, *shortcut)
+    return module.involution.epilogue is not None and all(type(norm) is nn.Identity for norm in norms)
 
 
 def _has_statistics(norm: nn.Module | None) -> TypeGuard[_BatchNorm]:
