@@ -9,6 +9,7 @@ over the same copies.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections import deque
@@ -90,7 +91,12 @@ def graphed(call: Call) -> Call:
         for _ in range(2):  # compiles, chooses algorithms, fills the allocator
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    return _capture([call], 1).replay
+    return functools.partial(_replay, _capture([call], 1), call)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, call: Call) -> None:
+    """Replays a graph; `call` is held for the tensors whose addresses the graph has."""
+    graph.replay()
 
 
 def _between_events(call: Call) -> float:
