@@ -109,14 +109,15 @@ def search(
 def table(path: Path) -> list[str]:
     """The rows of measured_shapes.h: for each problem the fastest shape, with its share of a copy as a comment."""
     problems: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in results.load(path, "tune")["results"]:
+    document = results.load(path, "tune")
+    for row in document["results"]:
         key = tuple(row[name] for name in ("case", "dtype", "layout", "operation"))
-        if row["plan"] and row["case"] != "mask-head":  # which is of the size of another
+        if row["plan"]:
             problems.setdefault(key, []).append(row)
     lines = []
     for rows in problems.values():
         row = min(rows, key=lambda row: row["us"])
-        (case,) = select([row["case"]], [1])
+        (case,) = select([row["case"]], [document["options"].get("batch", 32)])
         half = DTYPES[row["dtype"]].itemsize == 2
         transposed = row["operation"] == "input_gradient"
         width = (case.input_size if transposed else case.output_size)[-1]
@@ -126,7 +127,7 @@ def table(path: Path) -> list[str]:
         lines.append(
             f"    {{Operation::{name[row['operation']]}, {str(half).lower()}, "
             f"{str(row['layout'] == 'channels_last').lower()}, {case.kernel_size[-1]}, {case.strides}, {width}, "
-            f"{{{', '.join(map(str, numbers))}}}}},  // {row['copy_us'] / row['us']:.0%}"
+            f"{case.batch * case.channels}, {{{', '.join(map(str, numbers))}}}}},  // {row['copy_us'] / row['us']:.0%}"
         )
     return sorted(set(lines))
 

@@ -442,15 +442,16 @@ def test_a_measured_plan_becomes_a_row_of_the_kernels_table(tmp_path):
         {**forward, "us": 25.0, "plan": {**plan, "runs": 1}},
         {**forward, "us": 20.0, "plan": plan},
         {**transposed, "us": 40.0, "plan": plan},
-        {**forward, "case": "mask-head", "us": 1.0, "plan": plan},
+        {**forward, "case": "mask-head", "us": 100.0, "plan": plan},
     ]
     about = environment.describe(CPU)
-    document = {"benchmark": "tune", "environment": about, "options": {}, "results": rows}
+    document = {"benchmark": "tune", "environment": about, "options": {"batch": 16}, "results": rows}
     path = tmp_path / "shapes.csv"
     results.save(document, path)
     assert tune.table(path) == [
-        "    {Operation::kInvolution, true, true, 7, 1, 56, {64, 7, 2, 0, 3, 6, 1}},  // 50%",
-        "    {Operation::kTranspose, true, true, 7, 1, 56, {64, 7, 2, 0, 3, 6, 1}},  // 25%",
+        "    {Operation::kInvolution, true, true, 7, 1, 14, 131072, {64, 7, 2, 0, 3, 6, 1}},  // 10%",
+        "    {Operation::kInvolution, true, true, 7, 1, 56, 1024, {64, 7, 2, 0, 3, 6, 1}},  // 50%",
+        "    {Operation::kTranspose, true, true, 7, 1, 56, 1024, {64, 7, 2, 0, 3, 6, 1}},  // 25%",
     ]
 
 

@@ -35,21 +35,22 @@ MISTAKES = {
     ),
     "no zeros outside": (
         "march.cuh",
-        "copy_or_clear<kBytes>(to, aligned(from), static_cast<unsigned>(segment - begin) < count);",
-        "copy_or_clear<kBytes>(to, aligned(from), count > 0);",
-        "heap-buffer-overflow",
+        "if (team < m.teams) source.clear_outside(m.source, source_share, m.teams);",
+        "",
+        "WRONG",
     ),
+    "columns outside": ("share.cuh", "first = smaller(first, end);", "first = 0;", "AddressSanitizer"),
     "no zeros above and below": (
         "march.cuh",
-        "unsigned count = inside ? share.count : 0;",
-        "unsigned count = share.count;",
-        "heap-buffer-overflow",
+        "const bool exists = static_cast<unsigned>(source.row) < static_cast<unsigned>(source_frame[1]);",
+        "const bool exists = true;",
+        "AddressSanitizer",
     ),
     "a ring too short": (
         "march.cuh",
-        "if (source_at >= m.source.rows * m.source.row_pitch)",
-        "if (source_at >= (m.source.rows - 1) * m.source.row_pitch)",
-        "in front of shared memory",
+        "if (to >= end) to -= s.ring;",
+        "if (to >= end - s.row_pitch) to -= s.ring - s.row_pitch;",
+        "a race",
     ),
     "a read behind the last unit": (
         "band_forward.cuh",
@@ -76,8 +77,8 @@ FUSED_MISTAKES = {
     ),
     "fused, columns outside": (
         "fused_rows.cuh",
-        "inside && column < wanted_ &&",
-        "inside ||",
+        "end_ = width - first_column < wanted ? width - first_column : wanted;",
+        "end_ = wanted;",
         "AddressSanitizer",
     ),
     "fused, places of another position": (

@@ -216,6 +216,24 @@ def test_rednet_shapes(
 
 
 @EACH_OPERATION
+@pytest.mark.parametrize(
+    ("width", "kernel", "groups", "piece"),
+    [(24, 3, 2, 16), (21, 3, 2, 4), (22, 3, 2, 8), (16, 7, 1, 16), (60, 5, 1, 8), (44, 5, 2, 16)],
+)
+def test_narrow_kernel_values_of_several_positions_are_copied_at_once(
+    runner: HostRunner, operation: str, width: int, kernel: int, groups: int, piece: int
+) -> None:
+    """Two groups of 3x3 bfloat16 values are 36 bytes: as many positions as the map's width and 16 bytes allow."""
+    square, layouts = (kernel, kernel), ["channels_last"] * 3
+    padding = (kernel // 2,) * 2
+    case = Case(2, groups, 16, (5, width), square, (1, 1), padding, (1, 1), torch.bfloat16, *layouts)
+    for limits in (GPUS[0], GPUS[2]):
+        plan = execute(runner, operation, case, limits=limits)
+        pieces = plan.split("pieces of ")[1].replace(" bytes", "").replace(" and", ",").split(", ")
+        assert pieces[2 if operation == "local_correlation" else 1] == str(piece), plan
+
+
+@EACH_OPERATION
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @FORMATS
 def test_a_dilation_is_taken_in_parts(

@@ -54,97 +54,131 @@ __device__ __forceinline__ void band_transpose(const March& m, const Place& at, 
   const int stride = KH > 0 ? S : m.stride[1];
 
   float sums[kHeight][S][kUnits][4] = {};
+  float done[KH > 0 ? S : 1][S][kUnits][4];  // of the rows that a row of y finishes
   int row = 0, slot = 0;
-  const auto add_row = [&](int o, Spot weights) {
-    if (o < m.output[1]) {
-      int low_at[S], high_at[S];
+
+  // Adds a slice of a row of y. `multiply(kh, fragments, taps)` says to which sums a row of the kernel adds.
+  const auto add_slice = [&](int kd, Spot weights, const int (&low_at)[S], const int (&high_at)[S],
+                             const auto& multiply) {
+    uint32_t a[kUnits][4];
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      load_source<kChannelsLast, kUnit>(a[i], pixels + row + kd * m.source.slice_pitch + i * to_next_unit);
+    }
+    Spot kernel_row = weights + kd * m.second.slice_pitch;
+    uint32_t low[2][S][kUnits], high[2][S][kUnits];
+    const auto fetch = [&](int into) {
 #pragma unroll
       for (int e = 0; e < S; ++e) {
-        low_at[e] = band[e].low + phase_in_row(m.second, phase[e], o);
-        high_at[e] = band[e].high +
-                     phase_in_row(m.second, phase[e] + static_cast<unsigned>(m.second.segment_stride), o);
-      }
-#pragma unroll 1
-      for (int kd = 0; kd < m.kernel[0]; ++kd) {
-        uint32_t a[kUnits][4];
 #pragma unroll
         for (int i = 0; i < kUnits; ++i) {
-          load_source<kChannelsLast, kUnit>(a[i],
-                                            pixels + row + kd * m.source.slice_pitch + i * to_next_unit);
+          low[into][e][i] = load_shared<uint16_t>(kernel_row + i * own.to_next_group + low_at[e]);
+          high[into][e][i] = load_shared<uint16_t>(kernel_row + i * own.to_next_group + high_at[e]);
         }
-        Spot kernel_row = weights + kd * m.second.slice_pitch;
-        uint32_t low[2][S][kUnits], high[2][S][kUnits];
-        const auto fetch = [&](int into) {
+      }
+      kernel_row += m.weight_pitch.kernel_row;
+    };
+    if constexpr (KH > 0) {
+      fetch(0);
 #pragma unroll
-          for (int e = 0; e < S; ++e) {
+      for (int kh = 0; kh < KH; ++kh) {
+        if (kh + 1 < KH) fetch((kh + 1) % 2);
+        multiply(kh, a, low[kh % 2], high[kh % 2]);
+      }
+    } else {
 #pragma unroll
-            for (int i = 0; i < kUnits; ++i) {
-              low[into][e][i] = load_shared<uint16_t>(kernel_row + i * own.to_next_group + low_at[e]);
-              high[into][e][i] = load_shared<uint16_t>(kernel_row + i * own.to_next_group + high_at[e]);
-            }
-          }
-          kernel_row += m.weight_pitch.kernel_row;
-        };
-        const auto multiply = [&](int from, float (&to)[S][kUnits][4]) {
-#pragma unroll
-          for (int e = 0; e < S; ++e) {
-#pragma unroll
-            for (int i = 0; i < kUnits; ++i) {
-              multiply_add(to[e][i], a[i], permute(low[from][e][i], high[from][e][i], band[e].select[0]),
-                           permute(low[from][e][i], high[from][e][i], band[e].select[1]), T{});
-            }
-          }
-        };
-        if constexpr (KH > 0) {
+      for (int kh = 0; kh < kHeight; ++kh) {
+        if (kh < m.kernel[1]) {
           fetch(0);
-#pragma unroll
-          for (int kh = 0; kh < KH; ++kh) {
-            if (kh + 1 < KH) fetch((kh + 1) % 2);
-            multiply(kh % 2, sums[kh]);
-          }
-        } else {
-#pragma unroll
-          for (int kh = 0; kh < kHeight; ++kh) {
-            if (kh < m.kernel[1]) {
-              fetch(0);
-              multiply(0, sums[kh]);
-            }
-          }
+          multiply(kh, a, low[0], high[0]);
         }
       }
     }
+  };
+  const auto add_to = [&](float (&to)[S][kUnits][4], const float (&from)[S][kUnits][4],
+                          const uint32_t (&a)[kUnits][4], const uint32_t (&low)[S][kUnits],
+                          const uint32_t (&high)[S][kUnits]) {
+#pragma unroll
+    for (int e = 0; e < S; ++e) {
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        float sum[4] = {from[e][i][0], from[e][i][1], from[e][i][2], from[e][i][3]};
+        multiply_add(sum, a[i], permute(low[e][i], high[e][i], band[e].select[0]),
+                     permute(low[e][i], high[e][i], band[e].select[1]), T{});
+#pragma unroll
+        for (int j = 0; j < 4; ++j) to[e][i][j] = sum[j];
+      }
+    }
+  };
+  const auto set = [&](float (&to)[S][kUnits][4], const auto& value) {
+#pragma unroll
+    for (int e = 0; e < S; ++e) {
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) to[e][i][j] = value(e, i, j);
+      }
+    }
+  };
+  // Every sum moves up by kMoves rows, and zeros come in below. The first of them are done.
+  constexpr int kMoves = KH > 0 ? S : 1;
+  const auto place_of_sum = [&](int kh) -> float (&)[S][kUnits][4] {
+    return kh < kMoves ? done[kh < kMoves ? kh : 0] : sums[kh < kMoves ? 0 : kh - kMoves];
+  };
+  const auto clear_last = [&] {
+#pragma unroll
+    for (int kh = kHeight - kMoves; kh < kHeight; ++kh) set(sums[kh], [](int, int, int) { return 0.f; });
+  };
+  const auto move_up = [&] {
+#pragma unroll
+    for (int kh = 0; kh < kHeight; ++kh) {
+      set(place_of_sum(kh), [&](int e, int i, int j) { return sums[kh][e][i][j]; });
+    }
+    clear_last();
+  };
+
+  // Adds a row of y; with KH the sums have moved up then.
+  const auto add_row = [&](int o, Spot weights) {
+    int low_at[S], high_at[S];
+#pragma unroll
+    for (int e = 0; e < S; ++e) {
+      low_at[e] = band[e].low + phase_in_row(m.second, phase[e], o);
+      high_at[e] =
+          band[e].high + phase_in_row(m.second, phase[e] + static_cast<unsigned>(m.second.segment_stride), o);
+    }
+    const auto add_in_place = [&](int kh, const auto& a, const auto& low, const auto& high) {
+      add_to(sums[kh], sums[kh], a, low, high);
+    };
+    // The last slice moves the sums as it adds to them, without an instruction.
+    const int in_place = KH > 0 ? m.kernel[0] - 1 : m.kernel[0];
+#pragma unroll 1
+    for (int kd = 0; kd < in_place; ++kd) add_slice(kd, weights, low_at, high_at, add_in_place);
+    if constexpr (KH > 0) {
+      const auto add_and_move = [&](int kh, const auto& a, const auto& low, const auto& high) {
+        add_to(place_of_sum(kh), sums[kh], a, low, high);
+      };
+      add_slice(in_place, weights, low_at, high_at, add_and_move);
+      clear_last();
+    }
     row = next_in_ring(row, m.source.row_pitch, source_ring);
   };
-  // The finished rows leave, the others move up.
+  // The finished rows leave.
   const auto finish_rows = [&](Spot to) {
-    const auto finish = [&](const float (&done)[S][kUnits][4]) {
-#pragma unroll
-      for (int e = 0; e < S; ++e) {
-#pragma unroll
-        for (int i = 0; i < kUnits; ++i) {
-          if (!own.live[i]) continue;
-          results.store(to + e * m.other_pitch.column + i * kUnit * m.other_pitch.channel, done[e][i]);
-        }
-      }
-      to += m.result.row_pitch;
-    };
-    constexpr int kMoves = KH > 0 ? S : 1;
 #pragma unroll 1
     for (int moved = 0; moved < stride; moved += kMoves) {
+      if constexpr (KH == 0) move_up();
 #pragma unroll
-      for (int i = 0; i < kMoves; ++i) finish(sums[i]);
-#pragma unroll
-      for (int kh = 0; kh < kHeight; ++kh) {
+      for (int moves = 0; moves < kMoves; ++moves) {
 #pragma unroll
         for (int e = 0; e < S; ++e) {
 #pragma unroll
           for (int i = 0; i < kUnits; ++i) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              sums[kh][e][i][j] = kh + kMoves < kHeight ? sums[kh + kMoves][e][i][j] : 0.f;
-            }
+            if (!own.live[i]) continue;
+            results.store(to + e * m.other_pitch.column + i * kUnit * m.other_pitch.channel,
+                          done[moves][e][i]);
           }
         }
+        to += m.result.row_pitch;
       }
     }
   };
@@ -152,9 +186,20 @@ __device__ __forceinline__ void band_transpose(const March& m, const Place& at, 
   for (int step = 0; step < steps.count; ++step) {
     meet();
     Spot to = out + (step & 1) * m.result.next * m.result.row_pitch;
+    const int first = steps.source_row + step * m.step_rows;
+    const int inside = smaller(m.step_rows, m.output[1] - first);
+    int i = 0;
 #pragma unroll 1
-    for (int i = 0; i < m.step_rows; ++i) {
-      add_row(steps.source_row + step * m.step_rows + i, taps + slot + i * m.weight_pitch.row);
+    for (; i < inside; ++i) {
+      add_row(first + i, taps + slot + i * m.weight_pitch.row);
+      finish_rows(to);
+      to += stride * m.result.row_pitch;
+    }
+    // Behind the map: in a loop of its own, so that the one above needs no copies of the sums.
+#pragma unroll 1
+    for (; i < m.step_rows; ++i) {
+      if constexpr (KH > 0) move_up();
+      row = next_in_ring(row, m.source.row_pitch, source_ring);
       finish_rows(to);
       to += stride * m.result.row_pitch;
     }

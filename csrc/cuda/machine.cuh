@@ -24,6 +24,8 @@
 
 #include "element.h"
 
+#define INVOLUTION_OUT_OF_LINE inline __noinline__
+
 namespace involution {
 
 __device__ __forceinline__ float widen(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }

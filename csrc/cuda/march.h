@@ -29,31 +29,35 @@ constexpr int kFmaRunBytes = kFmaRun * 16;  // of a thread's sums
 
 // The rows of one tensor on their way between global and shared memory. A row is `segments` segments of
 // `pieces` pieces, and a piece is copied at once. Of a channels_last tensor a segment is a pixel (or the
-// kernel values of a position), of a contiguous one a channel (or a kernel point), so that columns are either
-// segments or pieces.
+// kernel values of a position, or those of some neighbouring positions), of a contiguous one a channel (or a
+// kernel point), so that columns are either segments or pieces.
 struct Stream {
   int segments;
   int pieces;
   int piece_bytes;    // 16, 8, 4; or 2, which pass through registers
   int piece_columns;  // 0: the columns are the segments
+  int map_segments;   // where the columns are segments: those of a whole row of the map
   int merged_rows;    // that are one
   int whole;          // the segments are pieces of a whole map
   int phased;         // segments may begin 8 bytes behind a multiple of 16, and so they do in shared memory
   int piece_stride;   // in global memory
+  int column_stride;  // the same of columns, or segments where it has several
   int segment_pitch;  // in shared memory, as the following
   int piece_pitch;
   int slice_pitch;
   int row_pitch;
   int rows;    // of the ring
+  int ring;    // all of them
   int base;    // of the ring
   int slices;  // of a row: what the kernel reaches in depth
   int first;   // rows that the first step needs, and each later one
   int next;
-  int column_origin;  // the first strip's first column, which may be negative
+  int column_origin;  // the first strip's first column, or segment where it has several; may be negative
   int column_step;    // from strip to strip
   int packs_of_stride;
   int64_t segment_stride;  // in global memory, as the following
   int64_t row_stride;
+  int64_t step_bytes;  // to the next row that is not one with it
   int64_t depth_stride;
   int64_t batch_stride;
   int64_t pack_stride;          // from as many packs as share a group to the next

@@ -176,6 +176,7 @@ void Layout::lay_out_activation(const Activation& tensor, bool as_pixels, int pa
     stream->pieces = pack * size_ / 16;
     stream->piece_bytes = stream->piece_stride = stream->piece_pitch = 16;
     stream->piece_columns = 0;
+    stream->map_segments = static_cast<int>(tensor.frame[kWidth]);
     stream->segment_stride = s.space[kWidth] * size_;
     // A correlation of float32 reads the same channels of several pixels at once, from banks that it spreads
     // itself.
@@ -226,32 +227,51 @@ bool Layout::lay_out_weight(int groups, int columns, int64_t origin, int64_t ste
   stream->depth_stride = w.space[kDepth] * size_;
   stream->batch_stride = w.batch * size_;
   stream->kernel_slice_stride = by_slice ? w.kernel[kDepth] * size_ : 0;
-  const int64_t position = w.space[kWidth] * size_;
   int point_pitch, column_pitch;
   if (w.kernel[kWidth] == 1) {
-    stream->segments = columns;
-    stream->piece_bytes = widest({met(w.batch, p_.batch, size_), met(w.space[0], p_.output[0], size_),
-                                  met(w.space[1], p_.output[1], size_), met(w.space[2], p_.output[2], size_),
-                                  points * size_, met(groups * w.group, p_.groups / groups, size_),
-                                  by_slice ? of_slice * size_ : 0, weight_alignment_});
-    stream->pieces = static_cast<int>(points * size_ / stream->piece_bytes);
+    // What the beginning of a row of a block's kernel values is a multiple of.
+    const int64_t rows =
+        widest({met(w.batch, p_.batch, size_), met(w.space[0], p_.output[0], size_),
+                met(w.space[1], p_.output[1], size_), met(groups * w.group, p_.groups / groups, size_),
+                by_slice ? of_slice * size_ : 0, weight_alignment_});
+    const int64_t of_position = points * size_;
+    stream->piece_bytes = widest({rows, met(w.space[2], p_.output[2], size_), of_position});
+    // Values of neighbouring positions that follow each other are one segment, where that makes wide pieces
+    // of narrow ones: two groups of 3x3 float16 values are 36 bytes, four of them 144.
+    const bool narrow = stream->piece_bytes < 8 && w.space[kWidth] == points;
+    int of_segment = 1;
+    for (const int several : {2, 4, 8}) {
+      const bool whole = p_.output[kWidth] % several == 0 && origin % several == 0 && step % several == 0;
+      const int bytes = widest({rows, several * of_position});
+      if (narrow && whole && bytes > stream->piece_bytes) {
+        of_segment = several;
+        stream->piece_bytes = bytes;
+      }
+    }
+    stream->segments = ceil_div_int(columns, of_segment);
+    stream->map_segments = static_cast<int>(p_.output[kWidth]) / of_segment;
+    stream->column_origin /= of_segment;
+    stream->column_step /= of_segment;
+    stream->pieces = static_cast<int>(of_segment * of_position / stream->piece_bytes);
     // By 16 bytes from 8 bytes in front of every second position, unless that passes the tensor's end.
     const int64_t end = (p_.batch - 1) * w.batch + (p_.output[0] - 1) * w.space[0] +
                         (p_.output[1] - 1) * w.space[1] + (p_.output[2] - 1) * w.space[2] +
                         (p_.groups - groups) * w.group + points;
-    if (stream->piece_bytes == 8 && half_ && operation_ != Operation::kCorrelation && !by_slice &&
-        weight_alignment_ == 16 && end * size_ % 16 == 0) {
+    if (stream->piece_bytes == 8 && of_segment == 1 && half_ && operation_ != Operation::kCorrelation &&
+        !by_slice && weight_alignment_ == 16 && end * size_ % 16 == 0) {
       stream->phased = 1;
       stream->piece_bytes = 16;
       stream->pieces = static_cast<int>(ceil_div(points * size_ + 8, 16));
     }
     stream->piece_columns = 0;
     stream->piece_stride = stream->piece_pitch = stream->piece_bytes;
-    stream->segment_stride = position;
+    stream->segment_stride = of_segment * w.space[kWidth] * size_;
     point_pitch = size_;
-    column_pitch = odd_pieces(stream->pieces * stream->piece_bytes);
-    stream->segment_pitch = column_pitch;
-    stream->slice_pitch = columns * column_pitch;
+    column_pitch = static_cast<int>(of_position);
+    stream->segment_pitch = of_segment * column_pitch;
+    if (of_segment == 1)
+      stream->segment_pitch = column_pitch = odd_pieces(stream->pieces * stream->piece_bytes);
+    stream->slice_pitch = stream->segments * stream->segment_pitch;
   } else {
     stream->segments = static_cast<int>(points);
     stream->segment_stride = w.kernel[kWidth] * size_;
@@ -478,6 +498,9 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   int64_t shared = 0;
   for (Stream* stream : {&m.source, &m.second, &m.result}) {
     stream->slice_pitch = static_cast<int>(round_up(stream->slice_pitch, 16));
+    stream->column_stride = stream->piece_columns == 0 ? static_cast<int>(stream->segment_stride)
+                                                       : stream->piece_stride / stream->piece_columns;
+    stream->step_bytes = stream->row_stride * stream->merged_rows;
     // Places in a row of global memory are 32 bits; a block of fewer channels may have shorter ones.
     const int64_t columns = std::max(p_.input[kWidth], p_.output[kWidth]) + 4096;
     const int64_t reach = std::abs(stream->segment_stride) *
@@ -491,6 +514,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
     stream->base = static_cast<int>(shared);
     shared += row * stream->rows;
     if (shared > limits.shared_memory_per_block) return false;
+    stream->ring = stream->row_pitch * stream->rows;
   }
   if (m.weight_pitch.row == 0) m.weight_pitch.row = weight.row_pitch;
   if (m.other_pitch.row == 0) m.other_pitch.row = other.row_pitch;
@@ -535,7 +559,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   const int team = std::max(static_cast<int>(ceil_div(m.source.pieces, 32)), warps / m.source.first);
   if (team > warps) return false;
   m.team = team * 32;
-  m.teams = warps / team;
+  m.teams = std::min(warps / team, m.source.first);
 
   plan->kind = half_ ? PlanKind::kBand : PlanKind::kFma;
   plan->shape = shape;
@@ -562,6 +586,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
 // The shape that was measured for the most similar problem.
 Shape measured_shape(Operation operation, const Problem& p, bool half, const Layout& layout) {
   const int64_t width = operation == Operation::kTranspose ? p.input[kWidth] : p.output[kWidth];
+  const auto planes = static_cast<double>(std::max<int64_t>(1, p.batch * p.groups * p.channels_per_group));
   const MeasuredShape* nearest = nullptr;
   double least = 0;
   for (const MeasuredShape& row : kMeasuredShapes) {
@@ -570,10 +595,11 @@ Shape measured_shape(Operation operation, const Problem& p, bool half, const Lay
       continue;
     }
     // A map half or twice as wide counts as much as another width of the kernel, another stride as much as
-    // both.
+    // both. Of maps of the same width, many want other blocks than few.
     const double distance = std::abs(std::log2(static_cast<double>(width) / row.width)) +
                             ((row.kernel < 7) != (p.kernel[kWidth] < 7) ? 1 : 0) +
-                            (row.stride != p.stride[kWidth] ? 2 : 0);
+                            (row.stride != p.stride[kWidth] ? 2 : 0) +
+                            0.15 * std::abs(std::log2(planes / static_cast<double>(row.planes)));
     if (nearest == nullptr || distance < least) nearest = &row, least = distance;
   }
   if (nearest == nullptr) return half ? Shape{64, 4, 1, 0, 3, 4, 1} : Shape{32, 4, 2, 0, 2, 4, 1};

@@ -18,6 +18,8 @@
 #include <vector>
 
 #include "cuda/element.h"
+
+#define INVOLUTION_OUT_OF_LINE inline
 #include "cuda_on_host.h"
 
 namespace involution {
