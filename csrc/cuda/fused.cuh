@@ -213,24 +213,30 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_
 
   const FusedRows<F::kPixelPieces, 4> pixel_rows(
       x + image * m.channels, m.channels, group * kFusedGroupChannels, first_column - K / 2, columns + 8,
-      columns + K - 1, pixels, F::kLayout.ring, m.pixel_row, threads);
+      columns + K - 1, m.width, pixels, F::kLayout.ring, m.pixel_row, threads);
   const FusedRows<F::kFeaturePieces, F::kFeatureRows> feature_rows(
-      features + image * m.reduced, m.reduced, 0, first_column, columns, columns, reduced, 2 * kFusedTileRows,
-      m.feature_row, threads);
+      features + image * m.reduced, m.reduced, 0, first_column, columns, columns, m.width, reduced,
+      2 * kFusedTileRows, m.feature_row, threads);
+  const auto pixel_place = [&](int column) {
+    return fused_pixel_place<F::kBlock.groups>(column, pixel_rows.piece * 16);
+  };
+  const auto feature_place = [&](int column) {
+    return column * F::kLayout.feature + feature_rows.piece * 16;
+  };
   // Of the step whose first row is `row` and meets rows of x from `slot` of the ring on: what it does not
   // share with the step before.
   const auto bring = [&](int row, int slot, int feature_slot, bool first) {
-    feature_rows.bring(row, kFusedTileRows, feature_slot, m.height, m.width,
-                       [&](int column) { return column * F::kLayout.feature + feature_rows.piece * 16; });
+    feature_rows.bring(row, kFusedTileRows, feature_slot, m.height, feature_place);
     const int shared = first ? 0 : K - 1;
-    pixel_rows.bring(
-        row - K / 2 + shared, kFusedTileRows + K - 1 - shared, slot + shared, m.height, m.width,
-        [&](int column) { return fused_pixel_place<F::kBlock.groups>(column, pixel_rows.piece * 16); });
+    pixel_rows.bring(row - K / 2 + shared, kFusedTileRows + K - 1 - shared, slot + shared, m.height,
+                     pixel_place);
     commit_copies();
   };
   F::bring_weights(m, group, weight, bias, weights);
   epilogue.bring(m, group, scale, shift);
   bring(first_row, 0, 0, true);
+  feature_rows.clear_outside(feature_place);
+  pixel_rows.clear_outside(pixel_place);
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;

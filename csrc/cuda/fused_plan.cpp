@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <sstream>
 
 namespace involution {
@@ -22,6 +24,13 @@ const char* why_none(const FusedProblem& p) {
   return nullptr;
 }
 
+// A number of INVOLUTION_CUDA_PLAN="runs=2 chunks=4", for measuring; 0 where it has none.
+int forced(const char* name) {
+  const char* text = std::getenv("INVOLUTION_CUDA_PLAN");
+  const char* found = text == nullptr ? nullptr : std::strstr(text, name);
+  return found == nullptr ? 0 : std::atoi(found + std::strlen(name));
+}
+
 // The strips and chunks whose launch ends soonest, by a rough model that was good enough to find the fastest
 // of the measured ones: the warps of a multiprocessor share what it can issue, of which each takes at most
 // one instruction in seven clocks, and its share of the bandwidth; each wave of blocks begins by waiting for
@@ -40,6 +49,7 @@ class Search {
   bool run() {
     const FusedMarch& m = plan_.march;
     const int needed = ceil_div(m.result_width, tile_columns_);
+    const int forced_runs = forced("runs="), forced_chunks = forced("chunks=");
     double least = 0;
     bool found = false;
     for (int runs = 1; runs <= needed && warps_of(runs) * 32 <= block_.most_threads; ++runs) {
@@ -47,6 +57,8 @@ class Search {
         FusedPlan candidate = cut(runs, needed, chunks);
         if (candidate.shared_bytes > limits_.shared_memory_per_block) return found;
         if (candidate.march.chunks != chunks) continue;  // the rows do not come out at so many
+        if (forced_runs > 0 && runs != forced_runs) continue;
+        if (forced_chunks > 0 && chunks != forced_chunks) continue;
         const double cost = cost_of(candidate);
         if (!found || cost < least * 0.999) least = cost, plan_ = candidate, found = true;
       }

@@ -34,52 +34,68 @@ __device__ __forceinline__ FusedPlace fused_place(const FusedMarch& m, int colum
 }
 
 // Rows of a map on their way into a ring in shared memory. A thread copies the same 16 bytes of every step-th
-// column of every kRows-th row.
+// column of every kRows-th row, as far as these are in the map.
 template <int kPieces, int kRows>
 class FusedRows {
  public:
-  // `columns` from `first_column` on, of which the first `wanted` are those of the map and the others zeros.
+  // `columns` from `first_column` of the map on, of which those behind the first `wanted` are zeros.
   __device__ __forceinline__ FusedRows(const void* image, int channels, int first_channel, int first_column,
-                                       int columns, int wanted, Spot ring, int ring_rows, int pitch,
-                                       int threads)
+                                       int columns, int wanted, int width, Spot ring, int ring_rows,
+                                       int pitch, int threads)
       : piece(static_cast<int>(threadIdx.x) % kPieces),
-        image_(static_cast<const unsigned char*>(image)),
-        exists_(piece * 8 < channels - first_channel),
         row_(static_cast<int>(threadIdx.x) / kPieces % kRows),
         column_(static_cast<int>(threadIdx.x) / (kPieces * kRows)),
         step_(threads / (kPieces * kRows)),
-        first_column_(first_column),
         columns_(columns),
-        wanted_(wanted),
-        column_bytes_(static_cast<unsigned>(channels) * 2),
-        offset_(static_cast<unsigned>(first_channel + piece * 8) * 2),
         ring_(ring),
         ring_rows_(ring_rows),
-        pitch_(pitch) {}
+        pitch_(pitch) {
+    begin_ = column_;
+    while (first_column + begin_ < 0) begin_ += step_;
+    end_ = width - first_column < wanted ? width - first_column : wanted;
+    if (piece * 8 >= channels - first_channel) end_ = begin_;
+    const auto column_bytes = static_cast<unsigned>(channels) * 2;
+    row_bytes_ = static_cast<unsigned>(width) * column_bytes;
+    step_bytes_ = static_cast<unsigned>(step_) * column_bytes;
+    image_ = static_cast<const unsigned char*>(image) +
+             (static_cast<int64_t>(first_column + begin_) * channels + first_channel + piece * 8) * 2;
+  }
 
-  // `rows` rows from `first` on, the first of them to row `slot` of the ring. `place(column)` is where in a
-  // row the thread's piece of it goes.
+  // Zeros in what no row of the map has, in all rows of the ring. `place(column)` is where in a row the
+  // thread's piece of a column goes.
   template <typename Place>
-  __device__ __forceinline__ void bring(int first, int rows, int slot, int height, int width,
-                                        const Place& place) const {
+  __device__ __forceinline__ void clear_outside(const Place& place) const {
+#pragma unroll 1
+    for (int row = row_; row < ring_rows_; row += kRows) {
+#pragma unroll 1
+      for (int column = column_; column < columns_; column += step_) {
+        if (column < begin_ || column >= end_) {
+          store_shared(ring_ + row * pitch_ + place(column), uint4{0, 0, 0, 0});
+        }
+      }
+    }
+  }
+
+  // `rows` rows from `first` on, the first of them to row `slot` of the ring.
+  template <typename Place>
+  __device__ __forceinline__ void bring(int first, int rows, int slot, int height, const Place& place) const {
     if (slot >= ring_rows_) slot -= ring_rows_;
 #pragma unroll 1
     for (int r = row_; r < rows; r += kRows) {
-      const int row = first + r;
-      const bool inside = exists_ && static_cast<unsigned>(row) < static_cast<unsigned>(height);
+      const auto row = static_cast<unsigned>(first + r);
       const int at = slot + r < ring_rows_ ? slot + r : slot + r - ring_rows_;
       const Spot to = ring_ + at * pitch_;
-      // Outside of the map the place wraps around, and nothing is read there.
-      unsigned from = (static_cast<unsigned>(row) * static_cast<unsigned>(width) +
-                       static_cast<unsigned>(first_column_ + column_)) *
-                          column_bytes_ +
-                      offset_;
+      if (row < static_cast<unsigned>(height)) {
+        const unsigned char* from = image_ + row * row_bytes_;
 #pragma unroll 1
-      for (int column = column_; column < columns_; column += step_) {
-        copy_or_clear<16>(to + place(column), image_ + from,
-                          inside && column < wanted_ &&
-                              static_cast<unsigned>(first_column_ + column) < static_cast<unsigned>(width));
-        from += static_cast<unsigned>(step_) * column_bytes_;
+        for (int column = begin_; column < end_; column += step_, from += step_bytes_) {
+          copy_async<16>(to + place(column), from);
+        }
+      } else {
+#pragma unroll 1
+        for (int column = begin_; column < end_; column += step_) {
+          store_shared(to + place(column), uint4{0, 0, 0, 0});
+        }
       }
     }
   }
@@ -87,16 +103,15 @@ class FusedRows {
   const int piece;
 
  private:
-  const unsigned char* const image_;
-  const bool exists_;
+  const unsigned char* image_;  // the thread's piece of its first column in the map, of row 0
   const int row_;
   const int column_;
   const int step_;
-  const int first_column_;
   const int columns_;
-  const int wanted_;
-  const unsigned column_bytes_;
-  const unsigned offset_;  // of the piece, in a column
+  int begin_;  // columns that are in the map
+  int end_;
+  unsigned row_bytes_;
+  unsigned step_bytes_;
   const Spot ring_;
   const int ring_rows_;
   const int pitch_;
@@ -107,7 +122,9 @@ class FusedRows {
 template <int kGroups>
 __device__ __forceinline__ int fused_pixel_place(int c, int bytes) {
   static_assert(kGroups == 2 || kGroups == 4, "columns of x are 64 or 128 bytes");
-  const int key = kGroups == 2 ? c / 2 % 2 + c / 8 % 2 * 2 : c % 4 + c / 8 % 2 * 4;
+  const auto column = static_cast<unsigned>(c);
+  const auto key =
+      static_cast<int>(kGroups == 2 ? column / 2 % 2 + column / 8 % 2 * 2 : column % 4 + column / 8 % 2 * 4);
   return c * kGroups * 32 + (bytes ^ key * 16);
 }
 

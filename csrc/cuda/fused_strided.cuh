@@ -109,20 +109,23 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_
 
   const FusedRows<kGroups * 2, 4> pixel_rows(x + image * m.height * m.width * m.channels, m.channels,
                                              group * kFusedGroupChannels, 2 * first_column - K / 2,
-                                             2 * columns + 8, 2 * columns + K - 2, pixels, F::kLayout.ring,
-                                             m.pixel_row, threads);
+                                             2 * columns + 8, 2 * columns + K - 2, m.width, pixels,
+                                             F::kLayout.ring, m.pixel_row, threads);
+  const auto pixel_place = [&](int column) {
+    return fused_pixel_place<kGroups>(column, pixel_rows.piece * 16);
+  };
   // Of the step whose first row of the result is `row` and meets rows of x from `slot` of the ring on: what
   // it does not share with the step before.
   constexpr int kStepRows = 2 * kFusedTileRows;
   const auto bring = [&](int row, int slot, bool first) {
     const int shared = first ? 0 : 2 * F::kUnits - kStepRows;
-    pixel_rows.bring(2 * row - K / 2 + shared, 2 * F::kUnits - shared, slot + shared, m.height, m.width,
-                     [&](int column) { return fused_pixel_place<kGroups>(column, pixel_rows.piece * 16); });
+    pixel_rows.bring(2 * row - K / 2 + shared, 2 * F::kUnits - shared, slot + shared, m.height, pixel_place);
     commit_copies();
   };
   F::bring_weights(m, group, weight, bias, weights);
   epilogue.bring(m, group, scale, shift);
   bring(first_row, 0, true);
+  pixel_rows.clear_outside(pixel_place);
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
