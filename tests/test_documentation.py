@@ -177,6 +177,12 @@ def test_shares_of_a_copy_on_an_h100():
                 cells.append(f"{geometric_mean(shares):.0f} % ({min(shares):.0f} to {max(shares):.0f})")
             assert f"| {dtype}, {layout} | {' | '.join(cells)} |" in PAGES["docs/benchmarks.md"]
     together = geometric_mean(row["copy_share"] for row in rows)
+    detector = [
+        100 * row["copy_share"]
+        for row in rows
+        if row["case"] == "detection" and row["layout"] == "channels_last"
+    ]
+    assert f"in channels_last at {min(detector):.0f} to {max(detector):.0f} %" in WORDS["README.md"]
     assert f"the three operations run at {100 * together:.0f} % of the speed" in WORDS["README.md"]
 
 
@@ -195,6 +201,33 @@ def test_what_the_rest_is_compared_with():
         f"RedNet-50 took {min(networks):.2f} to {max(networks):.2f} times as long as ResNet-50"
         in WORDS["README.md"]
     )
+
+
+def test_networks_and_layers_on_an_h100():
+    rows = measured("nvidia-h100-network", "network")
+
+    def of(mode: str, batch: int, launch: str) -> dict:
+        wanted = {"mode": mode, "batch": batch, "launch": launch}
+        return next(row for row in rows if row.items() >= wanted.items())
+
+    words = WORDS["README.md"]
+    fused, large, step = of("fused", 64, "graph"), of("fused", 256, "graph"), of("training", 64, "graph")
+    assert f"it takes {fused['ratio']:.2f} times as long at batch 64" in words
+    assert f"and {large['ratio']:.2f} times at batch 256" in words
+    assert f"a training step at batch 64 takes {step['ratio']:.2f} times as long" in words
+    names = {"inference": "inference", "fused": "fused for inference", "training": "training step"}
+    for launch, text in (("graph", "CUDA graph"), ("eager", "eager")):
+        for mode, name in names.items():
+            many = of(mode, 64, launch)
+            memory = many["rednet50"]["peak_bytes"] / many["resnet50"]["peak_bytes"]
+            cells = f"{of(mode, 1, launch)['ratio']:.2f} | {many['ratio']:.2f} | {memory:.2f}"
+            assert f"| {name}, {text} | {cells} |" in PAGES["docs/benchmarks.md"]
+    for row in measured("nvidia-h100-layer", "layer"):
+        if row["batch"] == 64:
+            layers = row["layers"]
+            times = " | ".join(f"{layers[name]['us']:.0f}" for name in ("fused", "unfused", "conv3x3"))
+            memory = " | ".join(f"{layers[name]['peak_bytes'] / 2**20:.0f}" for name in ("fused", "unfused"))
+            assert f"| `{row['case']}` | {times} | {memory} |" in PAGES["docs/fused.md"]
 
 
 def same_but(key: str, rows: list[dict], one: str, other: str) -> list[float]:
