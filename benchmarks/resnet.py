@@ -101,5 +101,7 @@ def fold(model: ResNet) -> ResNet:
         if isinstance(module, ResNet | Bottleneck):
             module.folded = True
         if isinstance(module, Bottleneck) and module.downsample is not None:
-            move_bias(module.downsample[0], module.conv3)
+            convolution, _ = module.downsample
+            assert isinstance(convolution, nn.Conv2d)
+            move_bias(convolution, module.conv3)
     return folded
