@@ -36,13 +36,11 @@ struct WantedRows {
   int end;
   int all_begin;  // where the segments are points of the kernel: rows of which all of these are
   int all_end;
-  int result_begin;
-  int result_end;
 
   __device__ __forceinline__ void make(const March& m, const Steps& steps, const Share& share) {
     const Stream& s = m.second;
     const int stride = m.stride[1], last_row = m.kernel[1] - 1, merged = s.merged_rows - 1;
-    result_begin = steps.result_begin + m.padding[1], result_end = steps.result_end + m.padding[1];
+    const int result_begin = steps.result_begin + m.padding[1], result_end = steps.result_end + m.padding[1];
     begin = all_begin = 0, end = all_end = m.output[1];
     if (s.whole) return;
     // The rows of the kernel that the piece has a part of.
@@ -68,11 +66,11 @@ struct WantedRows {
 
   // The points of the kernel that are wanted of rows `row` to `row + merged_rows - 1`, with all of which a
   // stream's segments are.
-  __device__ __forceinline__ void copy(const March& m, const Share& share, int row, Spot to,
-                                       Bytes from) const {
+  static __device__ __forceinline__ void copy(const March& m, const Steps& steps, const Share& share, int row,
+                                              Spot to, Bytes from) {
     const Stream& s = m.second;
-    const int first = result_begin - (row + s.merged_rows - 1) * m.stride[1];
-    const int end_row = result_end - row * m.stride[1];
+    const int first = steps.result_begin + m.padding[1] - (row + s.merged_rows - 1) * m.stride[1];
+    const int end_row = steps.result_end + m.padding[1] - row * m.stride[1];
     const int first_point = first * m.kernel[2], end_point = end_row * m.kernel[2];
 #pragma unroll 1
     for (int turn = 0, point = share.segment; turn < share.turns; ++turn, point += share.step) {
@@ -203,7 +201,6 @@ __device__ __forceinline__ void produce(const March& m, const Place& at, const S
   unsigned second_rows = m.output[1];
   const bool narrow = m.source.piece_bytes < 16 || (kTransposed && m.second.piece_bytes < 16);
   int result_row = steps.result_row;
-  const unsigned result_rows = steps.result_end - steps.result_begin;
 
 #pragma unroll 1
   for (int r = 0;; ++r) {
@@ -263,7 +260,7 @@ __device__ __forceinline__ void produce(const March& m, const Place& at, const S
         exists = exists && has_columns(m.second, second_share, second.row, m.output[1], m.output[2]);
         if (kTransposed && second.slice >= 0 &&
             (second.row < wanted.all_begin || second.row >= wanted.all_end)) {
-          if (exists) wanted.copy(m, second_share, second.row, second.to, second.from);
+          if (exists) WantedRows::copy(m, steps, second_share, second.row, second.to, second.from);
         } else {
           second.template copy<false>(m, m.second, second_share, at, exists);
         }
@@ -277,7 +274,7 @@ __device__ __forceinline__ void produce(const March& m, const Place& at, const S
                   result_share.offset;
 #pragma unroll 1
       for (int i = m.result.next; i > 0; --i) {
-        if (static_cast<unsigned>(result_row - steps.result_begin) < result_rows &&
+        if (result_row >= steps.result_begin && result_row < steps.result_end &&
             has_columns(m.result, result_share, result_row, result_frame[1], result_frame[2])) {
           take_row(m.result, result_share, from, result);
         }
