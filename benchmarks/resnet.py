@@ -101,7 +101,7 @@ def fold(model: ResNet) -> ResNet:
         if isinstance(module, ResNet | Bottleneck):
             module.folded = True
         if isinstance(module, Bottleneck) and module.downsample is not None:
-            convolution, _ = module.downsample
-            assert isinstance(convolution, nn.Conv2d)
-            move_bias(convolution, module.conv3)
+            shortcut = module.downsample[0]
+            assert isinstance(shortcut, nn.Conv2d)
+            move_bias(shortcut, module.conv3)
     return folded
