@@ -26,10 +26,10 @@ def test_the_compilers_report_is_understood() -> None:
     assert (bad.stack_frame, bad.spill_stores, bad.spill_loads, bad.clean) == (16, 20, 24, False)
 
 
-# A block of 640 threads leaves each 96 registers. Of the transposed operation, whose sums take most of them, the compiler
-# keeps a few values in memory and reads each back once a step, outside of the loops over the rows and the kernel. The
-# form that needs none of that moves the sums from register to register in every step, which takes longer, and so would
-# blocks of fewer warps.
+# A block of 640 threads leaves each 96 registers. Of the transposed operation, whose sums take most of them, the
+# compiler keeps a few values in memory and reads each back once a step, outside of the loops over the rows and the
+# kernel. The form that needs none of that moves the sums from register to register in every step, which takes longer,
+# and so would blocks of fewer warps.
 @pytest.mark.skipif(NVCC is None, reason="no nvcc (CUDA toolkit) to compile the kernels with")
 @pytest.mark.parametrize(("architecture", "spilled_by_transposes"), [("sm_80", 116), ("sm_90", 72)])
 def test_the_main_kernels_do_not_spill(architecture: str, spilled_by_transposes: int, tmp_path: Path) -> None:
