@@ -38,7 +38,7 @@ def operator(operation: str):
     return getattr(torch.ops.involution, operation).default
 
 
-# Small, odd and large in the ways that matter to vectors, blocks of channels, tiles of the width and pairs of rows.
+# Small, odd and large in the ways that matter to vectors, blocks of channels, and tiles of the width and the height.
 GEOMETRIES = {
     "rednet": Case(2, 2, 16, (14, 14), (7, 7), (1, 1), (3, 3), (1, 1)),
     "narrow": Case(2, 3, 16, (7, 7), (7, 7), (1, 1), (3, 3), (1, 1)),
@@ -73,7 +73,7 @@ GEOMETRIES = {
     "channels, volume without a stride": Case(
         1, 2, 16, (4, 5, 9), (3, 2, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)
     ),
-    # Half types widen the kernel values of such rows in several parts.
+    # Rows of many blocks, each of which adds up many taps.
     "channels, many points": Case(1, 2, 16, (3, 37), (7, 7), (1, 1), (3, 3), (1, 1)),
     "channels, many points, strided": Case(1, 2, 16, (3, 75), (7, 7), (1, 2), (3, 3), (1, 1)),
     # Kernels wide enough for vectors along their rows.
@@ -90,7 +90,7 @@ GEOMETRIES = {
     "channels, stride and dilation beyond a tile": Case(
         1, 2, 16, (4, 620), (2, 3), (1, 2), (0, 200), (1, 201)
     ),
-    # Tiles of the height, with pairs of rows and one row left over.
+    # Tiles of the height.
     "several tiles of the height": Case(1, 1, 32, (25, 40), (3, 3), (1, 1), (1, 1), (1, 1)),
     "volume, strided": Case(1, 1, 5, (7, 8, 19), (2, 3, 3), (2, 1, 2), (1, 1, 1), (1, 2, 1)),
 }

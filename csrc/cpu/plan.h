@@ -1,4 +1,4 @@
-// How one problem is cut into items of work, and where each item's part of the source lies in its scratch.
+// How one problem is cut into work items, and where each item's part of the source lies in its scratch.
 //
 // The three operations read the same geometry. A result position q meets kernel index k at the source
 // position
@@ -6,13 +6,14 @@
 //   involution, correlation   q*stride - padding + k*dilation
 //   transpose                 (q + padding - k*dilation) / stride, where that is an integer
 //
-// Along each axis an item takes a tile of results. The transposed operation has `stride` phases: results q
-// and q + stride meet the same kernel indices, and the results of one phase that follow each other read
-// source positions that follow each other; so a tile is a multiple of the stride long. The other two have one
-// phase, and steps of `stride` between the positions. Either way, the positions that one kernel index meets
-// in a tile are an evenly spaced run. Overlapping runs are staged as one segment, runs that lie apart (a
-// large dilation) as several, and in the scratch the elements of a segment follow each other: a vector of
-// results always reads neighbours, whatever the stride and the dilation.
+// Along each axis a work item takes a tile of results. The transpose is taken apart into its polyphase
+// components: results q and q + stride meet the same kernel indices, and the results of one phase that follow
+// each other read source positions that follow each other. So a tile is a multiple of the stride long. The
+// other two operations have one phase.
+//
+// The positions that one kernel index meets in a tile are evenly spaced. Where those of several overlap they
+// are staged as one segment, where they lie apart (a large dilation) as several, and the positions of a
+// segment have neighbouring slots in the scratch.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +23,9 @@
 
 namespace involution::cpu {
 
-// The run of source positions that kernel index k meets: result phase + j*phases of a tile reads position +
-// j*step (of the first tile), which is found at slot + j.
-struct Run {
+// Kernel index k along an axis: result phase + j*phases of a tile reads the source at position + j*stride (of
+// the first tile; the transpose at position + j), which is staged at slot + j*advance.
+struct AxisTap {
   int64_t phase;
   int64_t position;
   int64_t slot;
@@ -42,19 +43,14 @@ struct Inside {
   int64_t end;
 };
 
-// `count` kernel indices kernel, kernel + kernel_step, ... whose runs begin at neighbouring slots.
+// `count` kernel indices kernel, kernel + kernel_step, ... each of which reads the slots of the one before
+// it, moved by one result.
 struct Chain {
-  Run first;
+  AxisTap first;
   int64_t kernel;
   int64_t kernel_step;
   int64_t count;
 };
-
-// Sizes of what links.h keeps of a row of the source, of a chain and of the chains of a phase, in scratch.
-constexpr int64_t kRowLinkBytes = 16;
-constexpr int64_t kTapChainBytes = 48;
-constexpr int64_t kPhaseBytes = 32;
-constexpr int64_t kTargetBytes = 24;
 
 struct AxisPlan {
   AxisPlan() = default;
@@ -66,71 +62,58 @@ struct AxisPlan {
   int64_t tile;  // results of an item
   int64_t tiles;
   int64_t phases;
-  int64_t step;           // source positions from slot to slot
-  int64_t advance;        // slots from result to result of a phase
-  int64_t shift;          // source positions from one tile to the next
-  int64_t slots;          // elements staged
-  std::vector<Run> runs;  // one for each kernel index
+  int64_t step;     // source positions from slot to slot
+  int64_t advance;  // slots from result to result of a phase
+  int64_t shift;    // source positions from one tile to the next
+  int64_t slots;    // elements staged
+  int64_t lowest;   // positions of the first tile that have slots, between these two
+  int64_t highest;
+  std::vector<AxisTap> taps;  // one for each kernel index
   std::vector<Segment> segments;
   std::vector<Chain> chains;
-  int64_t lowest, highest;        // positions of the first tile that have slots
-  std::vector<int64_t> slots_of;  // of the positions from there on; -1 where there is none
-  std::vector<Inside> insides;    // of the segments of every tile
+  std::vector<Inside> insides;  // of the segments of every tile
 
   // The same for the kernels, which use nothing of the standard library.
-  const Run* run;
+  const AxisTap* tap;
   const Segment* segment;
   const Chain* chain;
-  const int64_t* slot_of;
   const Inside* inside;
   int64_t kernel;
   int64_t segment_count;
   int64_t chain_count;
 };
 
-// The kernels. Vectors lie along the width, or along the channels of a position.
-enum class Form {
-  kRows,     // along the width: gather.h, correlation.h
-  kPixels,   // along the channels: channels.h
-  kScatter,  // along the channels, for the transposed operation: scatter.h
-  kWindows,  // along the width of the kernel, for the correlation: windows.h
-  kQuads     // a few channels of several positions, for the correlation: quads.h
-};
+// README.md says which serves what.
+enum class Algorithm { kWidth, kChannels, kKernelRow };
 
 struct Plan {
   Operation operation;
   Problem problem;
-  Form form;
+  Algorithm algorithm;
   AxisPlan axis[3];
-  int64_t groups;          // of an item: more than one where their kernel values lie together
+  int64_t groups;          // of an item: more than one where their weights lie together
   int64_t group_blocks;    // of the problem
   int64_t group_pitch;     // elements from one staged group to the next
-  int64_t channels;        // staged at a time
-  int64_t channel_blocks;  // of a group; items of their own, but for the correlation, which sums over them
-  int64_t channel_pitch;   // elements from one staged channel to the next
-  int64_t pixel_pitch;     // or from one pixel to the next
-  int64_t quads;           // of a pixel
-  int64_t sums_pitch;      // elements of a position's kernel points in scratch that has them side by side
-  int64_t values_pitch;    // elements of a position's part of a kernel row there
-  int64_t rows_summed;     // of results at a time, if they are scattered
-  int64_t rows_sharing;    // of results whose windows overlap, or of the source that are scattered
-  int64_t rolling;         // rows of a plane of the source that are kept, if they are staged as they are met
+  int64_t channels;        // of an item's group
+  int64_t channel_blocks;  // of a group
+  int64_t channel_pitch;   // elements from one staged channel to the next, if the width is innermost
+  int64_t pixel_pitch;     // elements from one staged pixel to the next, if the channels are
+  int64_t source_row;      // elements from one staged row of the source to the next
+  int64_t ring_rows;       // rows of a plane of the source that are kept
   int64_t row_pitch;       // elements of a row of scratch that holds a tile's width
-  int64_t points;          // of the kernel
-  int64_t tap_stride;  // from one kernel value of a position to the next, where all are evenly spaced; or 0
-  int64_t paired;   // kernel row k of a row of results reads what row k - paired of the next reads; 0: none
-  bool few_values;  // an item has all kernel values of a group, side by side, and they are few
-  bool groups_innermost;  // kernel values of all groups of a position lie together
-  int64_t query_extent;   // elements of a correlation's query from its first to its last in memory
+  int64_t taps;            // of the kernel
+  int64_t tap_stride;      // from one weight of a position to the next, where all are evenly spaced; or 0
+  bool groups_innermost;   // weights of all groups of a position lie together
+  bool few_weights;        // those of a group are one item's, lie side by side, and fit into the cache
   int64_t items;
   int64_t multiply_adds;  // of an item, about
 
-  // Bytes of scratch that a thread needs, and where its parts begin.
+  // Bytes of scratch that a thread needs, and where its parts begin: the staged source, weights (or a
+  // correlation's sums), results (or a correlation's query), and lists.
   int64_t scratch_bytes;
   int64_t weight_offset;
   int64_t result_offset;
-  int64_t tap_offset;
-  int64_t stretch_offset;
+  int64_t list_offset;
 
   const ActivationStrides& source_strides() const {
     return operation == Operation::kTranspose ? problem.y : problem.x;
@@ -140,20 +123,22 @@ struct Plan {
   }
 };
 
-// One kernel point of a row of results, or of two that follow each other: the element offsets of their first
-// kernel values and, in the scratch, of the first channel's source value, which the two have in common.
-// Kernel values exist for the results first <= j < last of a row.
-struct Tap {
-  int64_t weight[2];
+// A row of the source that a row of results reads: the offset of its first weight, and of its staged row.
+struct RowTap {
+  int64_t weight;
   int64_t source;
-  int64_t first;
-  int64_t last;
 };
 
-// Taps that follow each other and belong to the same rows: 1 the first, 2 the second, 3 both.
-struct Stretch {
-  int64_t rows;
+// Taps along a row that share the pixels they read. Tap i reads for result j the weight at
+// weight + (i + j)*weight_step + i*tap_step and pixel i + j of those at `source`. The transpose has weights
+// for the pixels first <= i + j < last alone.
+struct TapRun {
+  int64_t weight;
+  int64_t tap_step;
+  int64_t source;
   int64_t count;
+  int64_t first;
+  int64_t last;
 };
 
 // Nothing may be empty. `element_bytes` is the size of an element in memory; sums have four bytes at least.

@@ -1,28 +1,21 @@
-// What will be read, or written, later: fetched into the cache while other work goes on.
+// Prefetching of what will be read, or written, later.
 #pragma once
 
+#include "../involution.h"
 #include "simd.h"
 
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
 constexpr int64_t kLineBytes = 64;
 
-// The line at `from`, to the second-level cache: what comes to the first before its time takes room and
-// buffers there that the work at hand needs.
-INVOLUTION_INLINE void expect_line(const void* from) { __builtin_prefetch(from, 0, 2); }
+// To the second-level cache: what comes to the first before its time takes room and buffers there that the
+// work at hand needs.
+INVOLUTION_INLINE void prefetch_line(const void* from) { __builtin_prefetch(from, 0, 2); }
 
-// `count` elements that follow each other.
-template <typename T>
-INVOLUTION_INLINE void expect_run(const T* from, int64_t count) {
-  constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < count; i += kLine) expect_line(from + i);
-  expect_line(from + count - 1);
-}
-
-// Runs of memory that are fetched a share at a time: all at once would wait for each other.
-class FetchQueue {
+// Memory that is prefetched a few lines at a time: all at once, they would wait for each other.
+class PrefetchQueue {
  public:
-  // `runs` runs of `run` elements, `pitch` apart. What finds no room is not fetched.
+  // `runs` runs of `run` elements, `pitch` apart. What finds no room is not prefetched.
   template <typename T>
   INVOLUTION_INLINE void add(const T* first, int64_t runs, int64_t pitch, int64_t run) {
     constexpr int64_t kSize = sizeof(T);
@@ -36,7 +29,18 @@ class FetchQueue {
                           (run * kSize + kLineBytes - 1) / kLineBytes + 1};
   }
 
-  // What has been added is fetched in `steps` steps from here on.
+  // `count` positions, side by side along the width, of `channels` channels.
+  template <typename T>
+  INVOLUTION_INLINE void add(const T* first, const ActivationStrides& strides, int64_t count,
+                             int64_t channels) {
+    if (strides.space[kWidth] == 1) {
+      add(first, channels, strides.channel, count);
+    } else {
+      add(first, count, strides.space[kWidth], strides.channel == 1 ? channels : 1);
+    }
+  }
+
+  // What has been added is prefetched in `steps` steps from here on.
   INVOLUTION_INLINE void start(int64_t steps) {
     int64_t lines = 0;
     for (int64_t i = 0; i < count_; ++i) lines += entries_[i].runs * entries_[i].lines;
@@ -47,7 +51,7 @@ class FetchQueue {
   INVOLUTION_INLINE void step() {
     for (int64_t left = share_; left > 0 && count_ > 0; --left) {
       Entry& entry = entries_[count_ - 1];
-      expect_line(entry.first + line_ * kLineBytes);
+      prefetch_line(entry.first + line_ * kLineBytes);
       if (++line_ < entry.lines) continue;
       line_ = 0;
       entry.first += entry.pitch;
@@ -69,14 +73,15 @@ class FetchQueue {
   int64_t count_ = 0, line_ = 0, share_ = 0;
 };
 
-// What a row fetches while it is computed, and what its item does.
-struct Fetches {
+// What the next row of results needs, while a row is computed, and what the thread's next work item needs,
+// while an item is.
+struct Prefetch {
   INVOLUTION_INLINE void step() {
     row.step();
     item.step();
   }
 
-  FetchQueue row, item;
+  PrefetchQueue row, item;
 };
 
 }  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE

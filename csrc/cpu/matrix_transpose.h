@@ -48,7 +48,7 @@ INVOLUTION_INLINE void transpose_square(V (&rows)[kSize]) {
 
 template <typename T>
 INVOLUTION_INLINE Vector<T> load_some(const T* from, int64_t count) {
-  return count >= kLanes<T> ? load(from) : load_lanes(from, 0, count);
+  return count >= kLanes<T> ? load(from) : load_lanes(from, count);
 }
 template <typename T>
 INVOLUTION_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
@@ -59,28 +59,34 @@ INVOLUTION_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
 // shuffles, of vectors that some processors take apart; and narrow maps would fill it less.
 template <typename S>
 constexpr int kEdge = kLanes<S> < 8 ? kLanes<S> : 8;
-template <typename V, bool kHalf>
-struct EdgeOf {
-  using type = V;
-};
-template <typename V>
-struct EdgeOf<V, true> {
-  using type = typename HalfOf<V>::type;
+template <typename S>
+struct Edge {
+  typedef S Vector __attribute__((vector_size(kEdge<S> * sizeof(S))));
 };
 template <typename S>
-using EdgeVector = typename EdgeOf<Vector<S>, (kLanes<S> > 8)>::type;
+using EdgeVector = typename Edge<S>::Vector;
 
-// The elements first <= i < last of an edge, widened; the others are zero, and not touched in memory.
+// The first `count` elements of an edge, widened; the others are zero, and not touched in memory.
 template <typename T>
-INVOLUTION_INLINE EdgeVector<Sum<T>> load_edge(const T* from, int64_t first, int64_t last) {
+INVOLUTION_INLINE EdgeVector<Sum<T>> load_edge(const T* from, int64_t count) {
   constexpr int E = kEdge<Sum<T>>;
   if constexpr (kLanes<T> == E) {
-    return first == 0 && last == E ? load(from) : load_lanes(from, first, last);
+    return load_some(from, count);
   } else if constexpr (sizeof(T) == sizeof(Sum<T>)) {
-    return first == 0 && last == E ? load_as<EdgeVector<T>>(from)
-                                   : EdgeVector<T>(lower_half(load_lanes(from, first, last)));
+    return count >= E ? load_as<EdgeVector<T>>(from) : lower_half(load_lanes(from, count));
   } else {
-    return lower_half(load_lanes(from, first, last));
+    return lower_half(load_lanes(from, count));
+  }
+}
+
+template <typename T>
+INVOLUTION_INLINE EdgeVector<Sum<T>> broadcast_edge(const T* from) {
+  if constexpr (kLanes<T> == kEdge<Sum<T>>) {
+    return broadcast(from);
+  } else if constexpr (sizeof(T) == sizeof(Sum<T>)) {
+    return *from - EdgeVector<T>{};
+  } else {
+    return lower_half(broadcast(from));
   }
 }
 
@@ -105,19 +111,9 @@ INVOLUTION_INLINE void load_transposed(EdgeVector<Sum<T>> (&square)[kEdge<Sum<T>
 #pragma GCC unroll 8
   for (int l = 0; l < E; ++l) {
     square[l] = EdgeVector<Sum<T>>{};
-    if (kWhole || l < count) square[l] = load_edge(from + l * pitch, 0, kWhole ? E : length);
+    if (kWhole || l < count) square[l] = load_edge(from + l * pitch, kWhole ? E : length);
   }
   transpose_square(square);
-}
-
-// The same as copy_transposed, of one column of `rows` elements.
-template <typename From, typename To>
-INVOLUTION_INLINE void copy_column(const From* from, To* to, int64_t to_pitch, int64_t rows) {
-  for (int64_t i = 0; i < rows; ++i) store_lanes(to + i * to_pitch, load_lanes(from + i, 0, 1), 1);
-}
-template <typename S>
-INVOLUTION_INLINE void copy_column(const S* from, S* to, int64_t to_pitch, int64_t rows) {
-  for (int64_t i = 0; i < rows; ++i) to[i * to_pitch] = from[i];
 }
 
 // One square of copy_transposed: `rows` and `columns` of it, or all if kWhole.
@@ -138,15 +134,10 @@ template <typename From, typename To>
 void copy_transposed(const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t rows,
                      int64_t columns) {
   constexpr int E = kEdge<Sum<From>>;
-  // A square costs as much as this many columns one by one: those of a kernel's 49 points that are left
-  // over, say.
-  constexpr int64_t kFewColumns = 2;
-  const int64_t left = columns % E;
-  const int64_t squares = left <= kFewColumns ? columns - left : columns;
   // What lies together in `to` is written together.
   for (int64_t i = 0; i < rows; i += E) {
     const int64_t square_rows = rows - i < E ? rows - i : E;
-    for (int64_t j = 0; j < squares; j += E) {
+    for (int64_t j = 0; j < columns; j += E) {
       const int64_t square_columns = columns - j < E ? columns - j : E;
       const From* first = from + j * from_pitch + i;
       To* out = to + i * to_pitch + j;
@@ -156,8 +147,6 @@ void copy_transposed(const From* from, int64_t from_pitch, To* to, int64_t to_pi
         copy_square<false>(first, from_pitch, out, to_pitch, square_rows, square_columns);
       }
     }
-    for (int64_t j = squares; j < columns; ++j)
-      copy_column(from + j * from_pitch + i, to + i * to_pitch + j, to_pitch, square_rows);
   }
 }
 
@@ -199,30 +188,17 @@ void copy_out(const Sum<T>* from, int64_t from_pitch, T* to, int64_t row_stride,
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < columns; ++j) {
         const Sum<T>* value = from + i * from_pitch + j;
-        store_lanes(to + i * row_stride + j * stride, load_lanes(value, 0, 1), 1);
+        store_lanes(to + i * row_stride + j * stride, load_lanes(value, 1), 1);
       }
     }
   }
 }
 
-// As many rows as a quad has elements, to positions of a quad each: to[i*kQuad + e] = from[e*pitch + i] for
-// i < count.
-template <typename T>
-void copy_rows_to_quads(const T* from, int64_t pitch, Sum<T>* to, int64_t count) {
-  using S = Sum<T>;
-  constexpr int E = kQuad<S>, L = kLanes<T>;
-  for (int64_t i = 0; i < count; i += L) {
-    const int64_t some = count - i < L ? count - i : L;
-    Vector<S> rows[E];
-#pragma GCC unroll 4
-    for (int e = 0; e < E; ++e) rows[e] = load_some(from + e * pitch + i, some);
-    using Lanes = typename MakeLaneList<L>::type;
-    if constexpr (E >= 4) exchange<2>(rows, Lanes{});
-    exchange<1>(rows, Lanes{});
-    // Row e now has position e of every E that follow each other.
-#pragma GCC unroll 4
-    for (int e = 0; e < E; ++e) store_apart(to + (i + e) * E, E * E, rows[e], (some - e + E - 1) / E);
-  }
+// At least `count` zeros, of which there is room for `room`, at least a vector if there are any.
+template <typename S>
+INVOLUTION_INLINE void zero(S* to, int64_t count, int64_t room) {
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t i = 0; i < count; i += L) store(to + (i < room - L ? i : room - L), Vector<S>{});
 }
 
 }  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE
