@@ -160,16 +160,16 @@ def compiled_parts(decision: Decision) -> tuple[list[Extension], dict]:
 
     os.chdir(ROOT)
     # The CPU kernels take longest, so that they are begun first.
-    sources = sorted(glob("csrc/cpu/*.cpp")) + sorted({*glob("csrc/*.cpp")} - {"csrc/python.cpp"})
+    cuda_backend = {*glob("csrc/*_cuda.cpp")}
+    sources = sorted(glob("csrc/cpu/*.cpp"))
+    sources += sorted({*glob("csrc/*.cpp")} - cuda_backend - {"csrc/python.cpp"})
     make_extension = cpp_extension.CppExtension
     # No -std: each torch passes the standard that its headers need. No fast-math.
     flags = {"cxx": ["-O3", "-g0", *threading_flags()]}
-    macros = []
     link_arguments = []
     if cuda:
         make_extension = cpp_extension.CUDAExtension
-        sources += sorted(glob("csrc/cuda/*.cu")) + sorted(glob("csrc/cuda/*.cpp"))
-        macros = [("INVOLUTION_WITH_CUDA", None)]
+        sources += sorted(cuda_backend) + sorted(glob("csrc/cuda/*.cu")) + sorted(glob("csrc/cuda/*.cpp"))
         # -lineinfo changes no code; it lets profilers and compute-sanitizer name source lines.
         flags["nvcc"] = ["-O3", "-lineinfo", *architectures]
         link_arguments = cudart_link_arguments(decision.toolkit.home)
@@ -177,7 +177,6 @@ def compiled_parts(decision: Decision) -> tuple[list[Extension], dict]:
         "involution._ops",
         sources,
         include_dirs=[str(ROOT / "csrc")],
-        define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=link_arguments,
         depends=sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True)),

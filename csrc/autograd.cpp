@@ -1,6 +1,6 @@
 // Derivatives of the three operators, made of the three operators.
 //
-// All are partial contractions of one trilinear form T(x, w, y) (involution.h), so the gradient of each is
+// All are partial contractions of one trilinear form T(x, w, y) (problem.h), so the gradient of each is
 // made of the other two, and the set is closed under differentiation to any order:
 //
 //   operator                     gradient with respect to its first tensor   with respect to its second

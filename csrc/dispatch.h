@@ -10,7 +10,7 @@ namespace involution::dispatch {
 
 using Sizes = c10::SymIntArrayRef;
 
-// dT/dy of the trilinear form in involution.h.
+// dT/dy of the trilinear form in problem.h.
 struct Involution {
   static constexpr const char* kName = "involution::involution";
   using Signature = at::Tensor(const at::Tensor& input, const at::Tensor& weight, Sizes stride, Sizes padding,

@@ -2,6 +2,7 @@
 
 #include <c10/util/SmallVector.h>
 #include <c10/util/accumulate.h>
+#include <torch/library.h>
 
 #include "dispatch.h"
 #include "tensors.h"
@@ -110,6 +111,10 @@ Tensor compose_fused_involution(const Tensor& input, const Tensor& features, con
                                                              c10::fromIntArrayRefSlow(padding),
                                                              c10::fromIntArrayRefSlow(dilation));
   return apply_epilogue(output, scale, shift, relu);
+}
+
+TORCH_LIBRARY_IMPL(involution, CompositeExplicitAutograd, library) {
+  library.impl("fused_involution", &compose_fused_involution);
 }
 
 }  // namespace involution

@@ -1,12 +1,11 @@
-#ifdef INVOLUTION_WITH_CUDA
-
+// The fused involution on CUDA tensors: in one kernel where there is a plan for it.
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
 
 #include "cuda/fused_launcher.h"
-#include "cuda_backend.h"
 #include "fused.h"
 #include "tensors.h"
 
@@ -56,8 +55,6 @@ Tensor readable(const std::optional<Tensor>& tensor) {
   return aligned ? contiguous : contiguous.clone();
 }
 
-}  // namespace
-
 Tensor fused_involution_cuda(const Tensor& input, const Tensor& features, const Tensor& weight,
                              const std::optional<Tensor>& bias, at::IntArrayRef kernel_size,
                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
@@ -85,6 +82,8 @@ Tensor fused_involution_cuda(const Tensor& input, const Tensor& features, const 
                                   scale, shift, relu);
 }
 
-}  // namespace involution
+}  // namespace
 
-#endif
+TORCH_LIBRARY_IMPL(involution, CUDA, library) { library.impl("fused_involution", &fused_involution_cuda); }
+
+}  // namespace involution

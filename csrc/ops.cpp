@@ -1,16 +1,10 @@
-// The dispatcher operators: schemas, argument checks, output allocation, choice of backend.
+// The schemas of the dispatcher operators. Each backend registers its kernels at the end of its own file:
+// ops_cpu.cpp, ops_cuda.cpp, fused_cuda.cpp, fused.cpp; autograd.cpp and autocast.cpp come before them.
 //
-// The public functions in Python explain a wrong argument with the field's names; the checks here are what
-// keeps a kernel inside its tensors whoever calls, from Python or C++. The frames of input and output are
-// independent: a window may reach beyond the input on either side, where it reads zeros.
-#include <ATen/ATen.h>
+// The public functions in Python explain a wrong argument with the field's names; the checks of the backends
+// (tensors.h) are what keeps a kernel inside its tensors whoever calls, from Python or C++. The frames of
+// input and output are independent: a window may reach beyond the input on either side, where it reads zeros.
 #include <torch/library.h>
-
-#include "cpu_backend.h"
-#include "fused.h"
-#ifdef INVOLUTION_WITH_CUDA
-#include "cuda_backend.h"
-#endif
 
 TORCH_LIBRARY(involution, library) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
@@ -32,25 +26,4 @@ TORCH_LIBRARY(involution, library) {
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, Tensor? scale=None, Tensor? shift=None, "
       "bool relu=False) -> Tensor",
       tags);
-  library.def("cpu_capability() -> str", &involution::cpu_capability);
-  library.def("cpu_parallel() -> bool", &involution::cpu_parallel);
 }
-
-TORCH_LIBRARY_IMPL(involution, CPU, library) {
-  library.impl("involution", &involution::involution_cpu);
-  library.impl("involution_transpose", &involution::involution_transpose_cpu);
-  library.impl("local_correlation", &involution::local_correlation_cpu);
-}
-
-TORCH_LIBRARY_IMPL(involution, CompositeExplicitAutograd, library) {
-  library.impl("fused_involution", &involution::compose_fused_involution);
-}
-
-#ifdef INVOLUTION_WITH_CUDA
-TORCH_LIBRARY_IMPL(involution, CUDA, library) {
-  library.impl("involution", &involution::involution_cuda);
-  library.impl("involution_transpose", &involution::involution_transpose_cuda);
-  library.impl("local_correlation", &involution::local_correlation_cuda);
-  library.impl("fused_involution", &involution::fused_involution_cuda);
-}
-#endif

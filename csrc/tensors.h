@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "involution.h"
+#include "problem.h"
 
 namespace involution {
 

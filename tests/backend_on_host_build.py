@@ -29,7 +29,7 @@ def build() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     host, csrc = host_build.HOST, host_build.ROOT / "csrc"
     sources = [
-        *(csrc / name for name in ("cuda_backend.cpp", "fused_cuda.cpp", "fused.cpp", "tensors.cpp")),
+        *(csrc / name for name in ("ops_cuda.cpp", "fused_cuda.cpp", "fused.cpp", "tensors.cpp")),
         *sorted((csrc / "cuda").glob("*.cpp")),
         host / "backend_on_host.cpp",
         *(host / f"kernels_{dtype}.cpp" for dtype in ("bfloat16", "float16", "float32")),
@@ -39,7 +39,7 @@ def build() -> None:
         name="backend_on_host",
         sources=[str(source) for source in sources],
         extra_include_paths=[str(host / "cuda_shim"), str(host), str(csrc)],
-        extra_cflags=["-O1", "-DINVOLUTION_WITH_CUDA", "-Wno-unknown-pragmas"],
+        extra_cflags=["-O1", "-Wno-unknown-pragmas"],
         build_directory=str(FOLDER),
         with_cuda=False,
         is_python_module=False,

@@ -265,7 +265,7 @@ def _problem(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[int]:
-    """The numbers of struct Problem (csrc/involution.h), in its order."""
+    """The numbers of struct Problem (csrc/problem.h), in its order."""
     dims = len(kernel)
     batch, channels, *in_size = x.shape
     out_size = y.shape[2:]

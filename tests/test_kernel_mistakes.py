@@ -107,7 +107,8 @@ def run(name: str, program: str, mistake: tuple[str, ...], folder: Path, others:
     file, right, wrong, _ = mistake
     sources = folder / "csrc"
     shutil.copytree(host_build.ROOT / "csrc" / "cuda", sources / "cuda")
-    shutil.copy(host_build.ROOT / "csrc" / "involution.h", sources)
+    for header in (host_build.ROOT / "csrc").glob("*.h"):
+        shutil.copy(header, sources)
     text = (sources / "cuda" / file).read_text()
     assert right == "" or text.count(right) == 1, f"{file} has {text.count(right)} times {right!r}"
     (sources / "cuda" / file).write_text(text.replace(right, wrong) if right else text)

@@ -119,7 +119,7 @@ class CorrelationKernelRow {
   void correlate_row_in_place(const T* query, T* weights) {
     const int64_t length = item_.count[kWidth], stride = weight_strides_.space[kWidth];
     for (int64_t begin = 0; begin < length; begin += kPositionsTogether) {
-      const int64_t count = smaller(kPositionsTogether, length - begin);
+      const int64_t count = min(kPositionsTogether, length - begin);
       for (int64_t g = 0; g < item_.groups; ++g) {
         T* to = weights + g * weight_strides_.group + begin * stride;
         if constexpr (sizeof(T) == sizeof(S)) {

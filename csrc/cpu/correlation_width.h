@@ -89,7 +89,9 @@ class CorrelationWidth {
   using S = Sum<T>;
 
   // Steps that a row takes at prefetching.
-  INVOLUTION_INLINE int64_t steps() const { return parts() * plan_.row_pitch / kLanes<S>; }
+  INVOLUTION_INLINE int64_t steps() const {
+    return parts() * ((item_.count[kWidth] + kLanes<S> - 1) / kLanes<S>);
+  }
 
   // The taps are taken in parts as even as can be.
   INVOLUTION_INLINE int64_t parts() const { return (plan_.taps + kMostTaps - 1) / kMostTaps; }

@@ -82,7 +82,7 @@ void sum_blocks(const ResultRow<T>& row, const TapRun& run, bool adds, int64_t b
   const RowTap* const rows = row.rows;
   for (; begin < end; begin += kResults) {
     // The row's last block begins earlier where they do not come out even.
-    const int64_t j = smaller(begin, row.length - kResults);
+    const int64_t j = min(begin, row.length - kResults);
     const int64_t first = run.first - j, last = run.last - j;
     const T* weights = row.weights + run.weight + j * step;
     const S* source = row.source + run.source + j * pixel_step;
@@ -152,7 +152,7 @@ void sum_run(const ResultRow<T>& row, const TapRun& run, bool adds, Prefetch& pr
     // Blocks of the middle have weights for all taps.
     const int64_t blocks = (row.length + kResults - 1) / kResults;
     const auto all = [&](int64_t b) {
-      const int64_t j = smaller(b * kResults, row.length - kResults);
+      const int64_t j = min(b * kResults, row.length - kResults);
       return j >= part.first && j + kResults + kTaps - 1 <= part.last;
     };
     int64_t from = 0, until = blocks;
@@ -228,7 +228,7 @@ class InvolutionChannels {
     const int64_t position = row.result_step / phases;
     // Rows that follow each other in memory leave scratch together, for the sake of narrow ones.
     const bool dense = item_.groups == 1 && strides_.space[kHeight] == length * strides_.space[kWidth];
-    const int64_t most = dense ? larger(1, plan_.row_pitch / length) : 1;
+    const int64_t most = dense ? max(1, plan_.row_pitch / length) : 1;
     for (int64_t d = 0; d < item_.count[kDepth]; ++d) {
       int64_t waiting = 0;  // rows that have not left
       for (int64_t h = 0; h < item_.count[kHeight]; ++h) {
@@ -239,7 +239,7 @@ class InvolutionChannels {
         row.results = results_ + waiting * length * pitch;
         if constexpr (!kWidens) row.results = in_place_ ? result_at(item_, d, h) : row.results;
         row.runs = runs_;
-        for (int64_t p = 0; p < smaller(phases, length); ++p, row.results += position) {
+        for (int64_t p = 0; p < min(phases, length); ++p, row.results += position) {
           row.length = (length - p + phases - 1) / phases;
           row.run_count = 0;
           while (row.runs + row.run_count < runs_ + width_.chain_count &&
@@ -285,10 +285,11 @@ class InvolutionChannels {
     }
     return row;
   }
+
   // Steps that a row takes at prefetching, about.
   INVOLUTION_INLINE int64_t steps() const {
     const int64_t block = best_block<S, kVectors>((item_.count[kWidth] + width_.phases - 1) / width_.phases);
-    return item_.groups * larger(1, width_.chain_count * item_.count[kWidth] / (width_.phases * block));
+    return item_.groups * max(1, width_.chain_count * item_.count[kWidth] / (width_.phases * block));
   }
 
   INVOLUTION_INLINE int64_t group_stride(const ActivationStrides& strides) const {

@@ -62,7 +62,7 @@ class InvolutionWidth {
   }
 
   void run() {
-    const int64_t phases = smaller(width_.phases, item_.count[kWidth]);
+    const int64_t phases = min(width_.phases, item_.count[kWidth]);
     for (int64_t d = 0; d < item_.count[kDepth]; ++d) {
       for (int64_t h = 0; h < item_.count[kHeight]; ++h) {
         prefetch_.step();
@@ -123,7 +123,7 @@ class InvolutionWidth {
         if (transposed_) {
           S* to = staged_weights_ + taps * pitch;
           const int64_t position = tap.position + item_.tile[kWidth] * width_.shift;
-          const int64_t first = larger(0, -position), last = smaller(length, width_.source - position);
+          const int64_t first = max(0, -position), last = min(length, width_.source - position);
           zero(to, pitch, pitch);
           if (first < last)
             copy_in(row + k * step + (position + first) * stride, 0, stride, to + first, pitch, 1,

@@ -7,14 +7,14 @@
 
 namespace involution::cpu {
 
-// Computes the items begin <= i < end. `scratch` has plan.scratch_bytes, at a multiple of 64.
+// Computes the work items begin <= i < end. `scratch` has plan.scratch_bytes, at a multiple of 64.
 //
-//   operation    a (B, C, ...)      b                      out
+//   operation    first (B, C, ...)  second                 result
 //   involution   x, input frame     w                      y, output frame
 //   transpose    y, output frame    w                      x, input frame
 //   correlation  y, output frame    x, input frame         w
-using RunItems = void (*)(const Plan& plan, const void* a, const void* b, void* out, int64_t begin,
-                          int64_t end, unsigned char* scratch);
+using RunItems = void (*)(const Plan& plan, const void* first, const void* second, void* result,
+                          int64_t begin, int64_t end, unsigned char* scratch);
 
 struct Kernels {
   const char* name;

@@ -9,7 +9,7 @@
 
 #include <immintrin.h>
 
-#include "../cuda/element.h"
+#include "../half_types.h"
 
 #define INVOLUTION_CPU_NAMESPACE avx2
 #define INVOLUTION_CPU_AVX2

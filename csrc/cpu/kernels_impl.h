@@ -10,11 +10,11 @@
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {
 
 template <typename T>
-void run_items(const Plan& plan, const void* a, const void* b, void* out, int64_t begin, int64_t end,
-               unsigned char* scratch) {
-  const T* const first = static_cast<const T*>(a);
-  const T* const second = static_cast<const T*>(b);
-  T* const result = static_cast<T*>(out);
+void run_items(const Plan& plan, const void* first_data, const void* second_data, void* result_data,
+               int64_t begin, int64_t end, unsigned char* scratch) {
+  const T* const first = static_cast<const T*>(first_data);
+  const T* const second = static_cast<const T*>(second_data);
+  T* const result = static_cast<T*>(result_data);
   WorkItem next = work_item_at(plan, begin);
   for (int64_t index = begin; index < end; ++index) {
     const WorkItem item = next;

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <tuple>
 
+#include "../integer_math.h"
+
 namespace involution::cpu {
 
 namespace {
@@ -19,13 +21,9 @@ constexpr int64_t kLongRow = 16;
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kKernelRow = 8;  // as in correlation_kernel_row.h
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-int64_t modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
-
 // `gap` slots behind each segment may be read by a vector that runs over its end.
 void place_segments(AxisPlan& plan, int64_t gap) {
-  const int64_t length = (divide_up(plan.tile, plan.phases) - 1) * plan.advance + 1;
+  const int64_t length = (ceil_div(plan.tile, plan.phases) - 1) * plan.advance + 1;
   std::vector<int64_t> segment_of(plan.taps.size());
   plan.segments.clear();
   // In the order of ascending positions, which the transposed operation has backwards.
@@ -66,7 +64,7 @@ AxisPlan make_axis(Operation operation, const Problem& problem, int axis) {
   plan.kernel = problem.kernel[axis];
   for (int64_t k = 0; k < plan.kernel; ++k) {
     const int64_t reach = k * problem.dilation[axis] - problem.padding[axis];
-    const int64_t phase = transposed ? modulo(reach, stride) : 0;
+    const int64_t phase = transposed ? floor_mod(reach, stride) : 0;
     plan.taps.push_back({phase, transposed ? (phase - reach) / stride : reach, 0});
   }
   return plan;
@@ -74,9 +72,9 @@ AxisPlan make_axis(Operation operation, const Problem& problem, int axis) {
 
 void set_tile(AxisPlan& plan, int64_t most, int64_t multiple, int64_t gap) {
   const int64_t unit = multiple * plan.phases;
-  const int64_t tiles = divide_up(plan.result, std::max(most, unit));
-  plan.tile = round_up(divide_up(plan.result, tiles), tiles > 1 ? unit : plan.phases);
-  plan.tiles = divide_up(plan.result, plan.tile);
+  const int64_t tiles = ceil_div(plan.result, std::max(most, unit));
+  plan.tile = round_up(ceil_div(plan.result, tiles), tiles > 1 ? unit : plan.phases);
+  plan.tiles = ceil_div(plan.result, plan.tile);
   plan.shift = plan.tile / plan.phases * plan.step * plan.advance;
   place_segments(plan, gap);
 }
@@ -128,8 +126,8 @@ void list_insides(AxisPlan& plan) {
   for (int64_t tile = 0; tile < plan.tiles; ++tile) {
     for (const Segment& segment : plan.segments) {
       const int64_t position = segment.position + tile * plan.shift;
-      const int64_t begin = std::clamp<int64_t>(divide_up(-position, plan.step), 0, segment.count);
-      const int64_t end = divide_up(plan.source - position, plan.step);
+      const int64_t begin = std::clamp<int64_t>(ceil_div(-position, plan.step), 0, segment.count);
+      const int64_t end = ceil_div(plan.source - position, plan.step);
       plan.insides.push_back({begin, std::clamp(end, begin, segment.count)});
     }
   }
@@ -169,7 +167,7 @@ void choose_algorithm(Plan& plan, int64_t lanes) {
     plan.pixel_pitch = channels > lanes ? 2 * lanes : lanes;
     plan.channels = std::min(channels, plan.pixel_pitch);
   }
-  plan.channel_blocks = divide_up(channels, plan.channels);
+  plan.channel_blocks = ceil_div(channels, plan.channels);
 }
 
 // Of a plane, the rows between the first and the last that a row of results reads.
@@ -205,12 +203,12 @@ void cut_items(Plan& plan, int64_t accumulate_bytes, int64_t threads) {
       plan.groups_innermost && plan.algorithm != Algorithm::kWidth && plan.channel_blocks == 1;
   plan.groups = all_groups ? problem.groups : 1;
   while (plan.groups > 1 && plan.groups * plan.group_pitch * accumulate_bytes > kStagedBytes)
-    plan.groups = divide_up(plan.groups, 2);
-  plan.group_blocks = divide_up(problem.groups, plan.groups);
+    plan.groups = ceil_div(plan.groups, 2);
+  plan.group_blocks = ceil_div(problem.groups, plan.groups);
 
   const int64_t others = problem.batch * plan.group_blocks * plan.channel_blocks * depth.tiles * width.tiles;
   int64_t rows = height.result;
-  if (threads > 1) rows = std::max<int64_t>(1, rows / divide_up(4 * threads, others));
+  if (threads > 1) rows = std::max<int64_t>(1, rows / ceil_div(4 * threads, others));
   if (plan.groups_innermost && plan.groups == 1) {
     // The groups of a tile, one after the other, find the lines of the cache that they share.
     const int64_t row = std::min(width.tile, width.result) * problem.w.space[kWidth] * accumulate_bytes;

@@ -19,7 +19,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../involution.h"
+#include "../problem.h"
 
 namespace involution::cpu {
 

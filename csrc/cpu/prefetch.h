@@ -1,7 +1,7 @@
 // Prefetching of what will be read, or written, later.
 #pragma once
 
-#include "../involution.h"
+#include "../problem.h"
 #include "simd.h"
 
 namespace involution::cpu::INVOLUTION_CPU_NAMESPACE {

@@ -128,7 +128,7 @@ void prefetch_source(const Plan& plan, const WorkItem* next, const T* source, Pr
   if (along_width && next->count[kWidth] >= kLongRow) return;
   const Range deep = range_of(plan, *next, kDepth), high = range_of(plan, *next, kHeight);
   const Range wide = range_of(plan, *next, kWidth);
-  const int64_t rows = smaller(plan.ring_rows, high.count);
+  const int64_t rows = min(plan.ring_rows, high.count);
   const int64_t row = strides.space[kHeight], channels = channels_of(plan, *next);
   if (rows == 0 || wide.count == 0) return;
   const T* plane = first_channel(plan, *next, strides, source) + deep.first * strides.space[kDepth] +

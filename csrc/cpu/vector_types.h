@@ -5,7 +5,7 @@
 // in a namespace of the instruction set, so that no code for one machine is linked into what another runs.
 #pragma once
 
-#include "../cuda/element.h"
+#include "../half_types.h"
 
 #ifndef INVOLUTION_CPU_NAMESPACE
 #error "kernels_*.cpp define the instruction set before they include the kernels."

@@ -17,15 +17,15 @@ struct WorkItem {
   int64_t count[3];
 };
 
-INVOLUTION_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INVOLUTION_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INVOLUTION_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+INVOLUTION_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Blocks of channels fastest, which share weights, then tiles, groups and batch; but groups before tiles
 // where the weights of all groups share lines of the cache.
 INVOLUTION_INLINE WorkItem work_item_at(const Plan& plan, int64_t index) {
   WorkItem item;
   item.channel = index % plan.channel_blocks * plan.channels;
-  item.channels = smaller(plan.channels, plan.problem.channels_per_group - item.channel);
+  item.channels = min(plan.channels, plan.problem.channels_per_group - item.channel);
   index /= plan.channel_blocks;
   if (plan.groups_innermost) {
     item.group = index % plan.group_blocks * plan.groups;
@@ -36,13 +36,13 @@ INVOLUTION_INLINE WorkItem work_item_at(const Plan& plan, int64_t index) {
     item.tile[axis] = index % along.tiles;
     index /= along.tiles;
     item.first[axis] = item.tile[axis] * along.tile;
-    item.count[axis] = smaller(along.tile, along.result - item.first[axis]);
+    item.count[axis] = min(along.tile, along.result - item.first[axis]);
   }
   if (!plan.groups_innermost) {
     item.group = index % plan.group_blocks * plan.groups;
     index /= plan.group_blocks;
   }
-  item.groups = smaller(plan.groups, plan.problem.groups - item.group);
+  item.groups = min(plan.groups, plan.problem.groups - item.group);
   item.batch = index;
   return item;
 }
@@ -86,8 +86,8 @@ struct Range {
 INVOLUTION_INLINE Range range_of(const Plan& plan, const WorkItem& item, int axis) {
   const AxisPlan& along = plan.axis[axis];
   const int64_t shift = item.tile[axis] * along.shift;
-  const int64_t first = larger(0, along.lowest + shift);
-  return {first, larger(0, smaller(along.source, along.highest + 1 + shift) - first)};
+  const int64_t first = max(0, along.lowest + shift);
+  return {first, max(0, min(along.source, along.highest + 1 + shift) - first)};
 }
 
 }  // namespace involution::cpu::INVOLUTION_CPU_NAMESPACE

@@ -1,7 +1,7 @@
 // From a plan of the fused layer to a launch.
 #pragma once
 
-#include "element.h"
+#include "../half_types.h"
 #include "fused_plan.h"
 
 // The tests' stand-in for the CUDA runtime, where its folder is on the include path.

@@ -6,10 +6,10 @@
 #include <cstring>
 #include <sstream>
 
+#include "../integer_math.h"
+
 namespace involution {
 namespace {
-
-int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
 
 const char* why_none(const FusedProblem& p) {
   if (p.group_channels != kFusedGroupChannels) return "a group does not have 16 channels";

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../involution.h"
+#include "device_limits.h"
 
 namespace involution {
 

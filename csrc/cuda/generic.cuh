@@ -4,7 +4,7 @@
 // Long sums are made of short ones, a row of the kernel or 64 channels each, which keeps their error small.
 #pragma once
 
-#include "../involution.h"
+#include "../problem.h"
 #include "scalar.cuh"
 
 namespace involution {

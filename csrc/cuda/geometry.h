@@ -11,7 +11,7 @@
 // marches down rows has rows to march down.
 #pragma once
 
-#include "../involution.h"
+#include "../problem.h"
 
 namespace involution {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "element.h"
+#include "../half_types.h"
 #include "geometry.h"
 #include "plan.h"
 

@@ -22,7 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "element.h"
+#include "../half_types.h"
 
 #define INVOLUTION_OUT_OF_LINE inline __noinline__
 

@@ -1,7 +1,7 @@
 // Where a block of the march works (march.h), and which rows its steps meet.
 #pragma once
 
-#include "../involution.h"
+#include "../problem.h"
 #include "march.h"
 #include "scalar.cuh"
 

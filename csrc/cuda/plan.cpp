@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <sstream>
 
+#include "../integer_math.h"
 #include "measured_shapes.h"
 
 namespace involution {
@@ -16,13 +17,6 @@ namespace {
 constexpr int64_t kLargestSize = int64_t{1} << 29;  // of an axis, so that positions fit into 32 bits
 constexpr int kMostSlices = 32;                     // of a kernel
 constexpr int kMostTransposedRows = 7;              // whose sums a warp of the band kernels keeps
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-int ceil_div_int(int a, int b) { return (a + b - 1) / b; }
-
-int64_t floor_div(int64_t a, int64_t b) { return (a >= 0 ? a : a - b + 1) / b; }
 
 // Rows of 16 bytes that lie an odd number of them apart are in different banks, eight at a time.
 int odd_pieces(int64_t bytes) { return static_cast<int>((ceil_div(bytes, 16) | 1) * 16); }
@@ -490,10 +484,10 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   m.source.first = transposed_ ? m.step_rows : (m.step_rows - 1) * stride_height + m.kernel[kHeight];
   m.source.next = m.step_rows * (transposed_ ? 1 : stride_height);
   m.source.rows = m.source.first + ahead * m.source.next;
-  m.second.next = ceil_div_int(m.step_rows, m.second.merged_rows);
+  m.second.next = ceil_div(m.step_rows, m.second.merged_rows);
   m.second.first = m.second.next;
   m.second.rows = (ahead + 1) * m.second.next;
-  m.result.next = ceil_div_int(rows_of_step, m.result.merged_rows);
+  m.result.next = ceil_div(rows_of_step, m.result.merged_rows);
   m.result.rows = (one_step ? 1 : 2) * m.result.next;
   int64_t shared = 0;
   for (Stream* stream : {&m.source, &m.second, &m.result}) {
@@ -530,7 +524,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
                       : static_cast<int>(std::min<int64_t>(
                             m.step_rows, std::max<int64_t>(1, (kBandThreads / 32 - m.producers) / of_row)));
     // As few rows more for some warps than for others as there can be.
-    m.warp_rows = ceil_div_int(m.step_rows, ceil_div_int(m.step_rows, m.warp_rows));
+    m.warp_rows = ceil_div(m.step_rows, ceil_div(m.step_rows, m.warp_rows));
     consumers = of_row * m.warp_rows;
     // A unit that does not exist is read behind the last one that does.
     if (!correlation && pack / unit % of_warp != 0) shared += int64_t{unit} * m.source_pitch.channel;

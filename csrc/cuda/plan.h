@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <string>
 
-#include "../involution.h"
+#include "../problem.h"
+#include "device_limits.h"
 #include "march.h"
 
 namespace involution {

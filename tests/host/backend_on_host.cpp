@@ -1,11 +1,15 @@
-// Registers the operators' CUDA backend, whose kernels run on the host here, for CPU tensors.
+// Sends CPU tensors to the CUDA backend, whose kernels run on the host here.
 #include <torch/library.h>
 
-#include "cuda_backend.h"
+namespace {
+
+void run_as_cuda(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CUDA), stack);
+}
+
+}  // namespace
 
 TORCH_LIBRARY_IMPL(involution, CPU, library) {
-  library.impl("involution", &involution::involution_cuda);
-  library.impl("involution_transpose", &involution::involution_transpose_cuda);
-  library.impl("local_correlation", &involution::local_correlation_cuda);
-  library.impl("fused_involution", &involution::fused_involution_cuda);
+  for (const char* name : {"involution", "involution_transpose", "local_correlation", "fused_involution"})
+    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_as_cuda>());
 }

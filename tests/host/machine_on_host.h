@@ -17,10 +17,10 @@
 #include <iterator>
 #include <vector>
 
-#include "cuda/element.h"
+#include "cuda_on_host.h"
+#include "half_types.h"
 
 #define INVOLUTION_OUT_OF_LINE inline
-#include "cuda_on_host.h"
 
 namespace involution {
 

@@ -9,7 +9,8 @@
 
 #include <cstdint>
 
-#include "involution.h"
+#include "cuda/device_limits.h"
+#include "problem.h"
 
 namespace involution::host {
 

@@ -10,8 +10,8 @@
 #include <cstring>
 #include <string>
 
-#include "cuda/element.h"
 #include "guarded_buffer.h"
+#include "half_types.h"
 #include "protocol.h"
 
 namespace involution::host {

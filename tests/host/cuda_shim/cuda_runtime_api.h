@@ -1,4 +1,4 @@
-// The CUDA runtime as far as csrc/cuda_backend.cpp needs it. The device has little shared memory and few
+// The CUDA runtime as far as csrc/ops_cuda.cpp needs it. The device has little shared memory and few
 // multiprocessors, so that small problems take several kinds of tile.
 #pragma once
 

@@ -1,4 +1,4 @@
-// float16 and bfloat16 as plain bits, so that the kernels' interface needs no framework's types.
+// float16 and bfloat16 as plain bits, so that the kernels' interfaces need no framework's types.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The problem description and the three operations of the involution extension.
+// The maths of involution: its three operations, and the description of a problem.
 //
 // Involution (Li et al., CVPR 2021, section 3) makes its kernel from the input at every position and
 // shares it across the channels of a group. With input x, kernel tensor w and a tensor y shaped like
@@ -58,13 +58,6 @@ struct Problem {
   ActivationStrides x;
   ActivationStrides y;
   WeightStrides w;
-};
-
-// What a plan has to know of the device that will run it.
-struct DeviceLimits {
-  int64_t shared_memory_per_block;           // bytes, with the opt-in that every launch asks for
-  int64_t shared_memory_per_multiprocessor;  // bytes
-  int64_t multiprocessors;
 };
 
 }  // namespace involution

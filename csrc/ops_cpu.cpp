@@ -1,5 +1,4 @@
-#include "cpu_backend.h"
-
+// The three operators on CPU tensors: plan, and work items shared among torch's threads.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -32,19 +31,19 @@ class CpuBackend {
  public:
   explicit CpuBackend(c10::Device) {}
 
-  void run(Operation operation, const Problem& problem, const at::Tensor& a, const at::Tensor& b,
-           at::Tensor& out) {
-    const cpu::RunItems run_items = kernel_of(out.scalar_type());
-    const cpu::Plan plan =
-        cpu::make_plan(operation, problem, out.element_size(), kernels().vector_bytes, at::get_num_threads());
-    const void* a_data = a.const_data_ptr();
-    const void* b_data = b.const_data_ptr();
-    void* out_data = out.mutable_data_ptr();
+  void run(Operation operation, const Problem& problem, const at::Tensor& first, const at::Tensor& second,
+           const at::Tensor& result) {
+    const cpu::RunItems run_items = kernel_of(result.scalar_type());
+    const cpu::Plan plan = cpu::make_plan(operation, problem, result.element_size(), kernels().vector_bytes,
+                                          at::get_num_threads());
+    const void* first_data = first.const_data_ptr();
+    const void* second_data = second.const_data_ptr();
+    void* result_data = result.mutable_data_ptr();
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, plan.multiply_adds));
     at::parallel_for(0, plan.items, grain, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<unsigned char, FreeScratch> scratch(static_cast<unsigned char*>(
           ::operator new(static_cast<size_t>(plan.scratch_bytes), kScratchAlignment)));
-      run_items(plan, a_data, b_data, out_data, begin, end, scratch.get());
+      run_items(plan, first_data, second_data, result_data, begin, end, scratch.get());
     });
   }
 
@@ -65,33 +64,25 @@ class CpuBackend {
   }
 };
 
-}  // namespace
-
-at::Tensor involution_cpu(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
-                          at::IntArrayRef padding, at::IntArrayRef dilation) {
-  return Operators<CpuBackend>::involution(input, weight, stride, padding, dilation);
-}
-
-at::Tensor involution_transpose_cpu(const at::Tensor& input, const at::Tensor& weight,
-                                    at::IntArrayRef output_size, at::IntArrayRef stride,
-                                    at::IntArrayRef padding, at::IntArrayRef dilation) {
-  return Operators<CpuBackend>::involution_transpose(input, weight, output_size, stride, padding, dilation);
-}
-
-at::Tensor local_correlation_cpu(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef kernel_size,
-                                 int64_t groups, at::IntArrayRef stride, at::IntArrayRef padding,
-                                 at::IntArrayRef dilation) {
-  return Operators<CpuBackend>::local_correlation(query, key, kernel_size, groups, stride, padding, dilation);
-}
-
+// The instruction set that the kernels use here: "avx512", "avx2" or "default".
 std::string cpu_capability() { return kernels().name; }
 
+// Whether work items are shared among torch's threads; not where the compiler had no OpenMP.
 bool cpu_parallel() {
 #ifdef INTRA_OP_PARALLEL
   return true;
 #else
   return false;
 #endif
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(involution, CPU, library) { register_operators<CpuBackend>(library); }
+
+TORCH_LIBRARY_FRAGMENT(involution, library) {
+  library.def("cpu_capability() -> str", &cpu_capability);
+  library.def("cpu_parallel() -> bool", &cpu_parallel);
 }
 
 }  // namespace involution
