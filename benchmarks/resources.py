@@ -174,7 +174,8 @@ def print_plans(folder: Path, registers: dict[str, int]) -> None:
         print("Without a C++ compiler there is no table of plans.")
         return
     program = folder / "plans"
-    sources = [str(SOURCES.parent.parent / "benchmarks" / "plans.cpp"), str(SOURCES / "plan.cpp")]
+    sources = [str(SOURCES.parent.parent / "benchmarks" / "plans.cpp")]
+    sources += [str(SOURCES / name) for name in ("plan.cpp", "layout.cpp", "layout_rows.cpp")]
     subprocess.run([compiler, "-std=c++17", f"-I{SOURCES.parent}", *sources, "-o", str(program)], check=True)
     print(f"\n{'plan (batch 32, H200)':<52}{'warps':>8}{'shared KiB':>12}{'blocks':>8}{'resident':>10}")
     for operation, name in enumerate(("involution", "involution_transpose", "local_correlation")):

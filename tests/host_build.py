@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = ROOT / "tests" / "host"
+# What makes a plan of a CUDA launch.
+PLAN_SOURCES = [ROOT / "csrc" / "cuda" / name for name in ("plan.cpp", "layout.cpp", "layout_rows.cpp")]
 BUILD = ROOT / "build" / "host"
 INCLUDE_DIRS = (HOST, ROOT / "csrc")
 RUNTIME = (HOST / "scheduler.cpp", HOST / "fiber.cpp", HOST / "context.cpp")  # what every program needs

@@ -137,7 +137,7 @@ def test_every_mistake_is_caught(program: str, mistakes: dict[str, tuple[str, ..
     folders = [tmp_path / str(index) for index in range(len(mistakes))]
     for folder in folders:
         folder.mkdir()
-    others = host_build.objects([host_build.ROOT / "csrc" / "cuda" / "plan.cpp"])  # no mistake is in there
+    others = host_build.objects(host_build.PLAN_SOURCES)  # no mistake is in there
     with ThreadPoolExecutor(2) as pool:
         arguments = (mistakes, repeat(program), mistakes.values(), folders, repeat(others))
         outputs = dict(zip(mistakes, pool.map(run, *arguments), strict=True))

@@ -22,7 +22,7 @@ EACH_SIZE = pytest.mark.parametrize("element_size", [2, 4], ids=["half", "float3
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    sources = [host_build.ROOT / "benchmarks" / "plans.cpp", host_build.ROOT / "csrc" / "cuda" / "plan.cpp"]
+    sources = [host_build.ROOT / "benchmarks" / "plans.cpp", *host_build.PLAN_SOURCES]
     return host_build.build("plans", sources)
 
 
