@@ -19,14 +19,14 @@ Size = Sequence[int]
 
 def is_channels_last(activation: Tensor) -> bool:
     """Channels are the innermost axis in memory, as in torch.channels_last, also for sequences and slices."""
-    if not (_is_known(activation.shape[1] > 1) and _is_known(activation.stride(1) == 1)):
+    if not (is_known(activation.shape[1] > 1) and is_known(activation.stride(1) == 1)):
         return False
     if any(isinstance(size, torch.SymInt) for size in activation.shape):
-        return not all(_is_known(size == 1) for size in activation.shape[2:])
+        return not all(is_known(size == 1) for size in activation.shape[2:])
     return not activation.is_contiguous()
 
 
-def _is_known(condition: bool | torch.SymBool) -> bool:
+def is_known(condition: bool | torch.SymBool) -> bool:
     """Whether a condition holds; of a symbolic size, whether it holds for every size that this one may have."""
     if isinstance(condition, bool):
         return condition

@@ -52,6 +52,8 @@ def _empty(sizes: Sequence[int], leading: int, channels_last: bool, like: Tensor
 
 def _empty_result(operation: str, first: Tensor, *arguments: Any) -> Tensor:
     """What the operator returns, in shape and storage, from the arguments of its schema."""
+    if torch.onnx.is_in_onnx_export():
+        _hint_at_translations()
     channels_last = is_channels_last(first)
     if operation == "local_correlation":
         _, kernel_size, groups, *_ = arguments
@@ -66,6 +68,21 @@ def _empty_result(operation: str, first: Tensor, *arguments: Any) -> Tensor:
     else:
         _, space, *_ = arguments
     return _empty([*first.shape[:2], *space], 2, channels_last, first)
+
+
+# Set by those who know; see involution.export.onnx.
+onnx_translations_are_known = False
+
+
+def _hint_at_translations() -> None:
+    """torch.onnx.export says only that it has no function for an operator; it traces with fake tensors first."""
+    if not onnx_translations_are_known:
+        warnings.warn(
+            "torch.onnx.export needs the translations of involution's operators: "
+            "custom_translation_table=involution.export.onnx.translation_table(). involution.export.onnx.export gives "
+            "them itself, and leaves batch and size open.",
+            stacklevel=2,
+        )
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from deployment import Deployment
+    from exported_files import ExportedFiles
 
 # With pytest-xdist, the processes of a run share the processors.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -53,8 +53,8 @@ def torchvision() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+def exported_files(tmp_path_factory: pytest.TempPathFactory) -> ExportedFiles:
     """A checkpoint and its files. AOTInductor compiles for half a minute, so the whole run of the tests has one."""
-    from deployment import deploy
+    from exported_files import export_files
 
-    return deploy(tmp_path_factory.mktemp("deployment"))
+    return export_files(tmp_path_factory.mktemp("exported"))

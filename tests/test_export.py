@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from deployment import Deployment, write_checkpoint
+from exported_files import ExportedFiles, write_checkpoint
 
 import involution
 from involution.export import (
     Deployable,
     ExportError,
     compare,
-    evaluate,
+    comparison,
     export_checkpoint,
     export_model,
     export_program,
@@ -25,8 +25,7 @@ from involution.export import (
     table,
 )
 from involution.export.__main__ import main
-from involution.export.checkpoint import deployable
-from involution.export.pooling import without_ceil_mode
+from involution.export.trained import deployable
 from involution.models import create_model
 
 # ---- torch.export ----
@@ -102,13 +101,13 @@ torch.save(results, outputs)
 """
 
 
-def test_files_run_with_torch_and_the_library_alone(deployment: Deployment, tmp_path: Path) -> None:
+def test_files_run_with_torch_and_the_library_alone(exported_files: ExportedFiles, tmp_path: Path) -> None:
     """In a process that has no involution; batches and sizes that were not there when the files were made."""
-    model, _ = deployable(deployment.checkpoint)
+    model, _ = deployable(exported_files.checkpoint)
     sizes = ((5, 8, 8), (1, 8, 8), (2, 13, 10), (1, 11, 14), (3, 9, 9))  # the strides divide two of these
     inputs = [torch.rand(batch, 1, *size) for batch, *size in sizes]
     torch.save(inputs, tmp_path / "inputs.pt")
-    files = (deployment.pt2, deployment.aoti, tmp_path / "inputs.pt", tmp_path / "outputs.pt")
+    files = (exported_files.pt2, exported_files.aoti, tmp_path / "inputs.pt", tmp_path / "outputs.pt")
     command = [sys.executable, "-c", ELSEWHERE, involution.library_path(), *map(str, files)]
     # torch's own check of what a package is given, which has to let a single image through.
     environment = {**os.environ, "AOTI_RUNTIME_CHECK_INPUTS": "1"}
@@ -121,10 +120,10 @@ def test_files_run_with_torch_and_the_library_alone(deployment: Deployment, tmp_
 
 
 @pytest.mark.parametrize("format", ["pt2", "aoti"])
-def test_accuracy_and_metadata(deployment: Deployment, format: str) -> None:
-    run, metadata = load(getattr(deployment, format), format)
-    model, info = deployable(deployment.checkpoint)
-    images, labels = deployment.images()
+def test_accuracy_and_metadata(exported_files: ExportedFiles, format: str) -> None:
+    run, metadata = load(getattr(exported_files, format), format)
+    model, info = deployable(exported_files.checkpoint)
+    images, labels = exported_files.images()
     with torch.no_grad():
         expected = model(images)
     assert torch.equal(run(images).argmax(1), expected.argmax(1))
@@ -139,9 +138,9 @@ def test_accuracy_and_metadata(deployment: Deployment, format: str) -> None:
     }
 
 
-def test_any_storage_of_the_images(deployment: Deployment) -> None:
+def test_any_storage_of_the_images(exported_files: ExportedFiles) -> None:
     """A package would read channels_last images as if they were contiguous; what :func:`load` gives does not."""
-    run, _ = load(deployment.aoti, "aoti")
+    run, _ = load(exported_files.aoti, "aoti")
     images = torch.rand(3, 1, 16, 10)
     transposed = images.transpose(2, 3).contiguous().transpose(2, 3)
     torch.testing.assert_close(run(transposed), run(images))
@@ -151,37 +150,37 @@ def test_any_storage_of_the_images(deployment: Deployment) -> None:
     torch.testing.assert_close(run(channels_last), run(images))
 
 
-def test_the_command_compares(deployment: Deployment) -> None:
+def test_the_command_compares(exported_files: ExportedFiles) -> None:
     """A line for the model and for each file, with the same accuracy, and what was found is what is printed."""
     try:
         import involution.training.libraries  # noqa: F401
     except ImportError as error:
-        assert "Random images, float32" in deployment.printed
+        assert "Random images, float32" in exported_files.printed
         pytest.skip(str(error))
-    lines = {line.split()[0]: line for line in deployment.printed.splitlines() if line.strip()}
-    names = ["eager", "pt2", "aoti", *(["onnx"] if deployment.onnx else [])]
+    lines = {line.split()[0]: line for line in exported_files.printed.splitlines() if line.strip()}
+    names = ["eager", "pt2", "aoti", *(["onnx"] if exported_files.onnx else [])]
     accuracies = {re.search(r"(\d+\.\d\d)%", lines[name])[1] for name in names}
-    model, _ = deployable(deployment.checkpoint)
-    images, labels = deployment.images()
+    model, _ = deployable(exported_files.checkpoint)
+    images, labels = exported_files.images()
     with torch.no_grad():
         accuracy = (model(images).argmax(1) == labels).double().mean().item()
     assert accuracies == {f"{100 * accuracy:.2f}"}
-    assert f"{deployment.aoti.stat().st_size / 1e6:.2f} MB" in lines["aoti"]
-    assert "Test images of Digits, float32" in deployment.printed
+    assert f"{exported_files.aoti.stat().st_size / 1e6:.2f} MB" in lines["aoti"]
+    assert "Test images of Digits, float32" in exported_files.printed
 
 
-def test_the_onnx_file_of_a_rednet(deployment: Deployment) -> None:
-    if deployment.onnx is None:
+def test_the_onnx_file_of_a_rednet(exported_files: ExportedFiles) -> None:
+    if exported_files.onnx is None:
         pytest.skip("the extra 'onnx' is not installed")
     import onnx
 
-    run, metadata = load(deployment.onnx, "onnx")
+    run, metadata = load(exported_files.onnx, "onnx")
     assert metadata["classes"].split("\n") == [str(digit) for digit in range(10)]
-    proto = onnx.load(deployment.onnx)
+    proto = onnx.load(exported_files.onnx)
     assert [opset.domain for opset in proto.opset_import] == [""]
     assert {node.domain for node in proto.graph.node} == {""}
-    model, _ = deployable(deployment.checkpoint)
-    for images in (deployment.images()[0], torch.rand(1, 1, 9, 13)):
+    model, _ = deployable(exported_files.checkpoint)
+    for images in (exported_files.images()[0], torch.rand(1, 1, 9, 13)):
         with torch.no_grad():
             torch.testing.assert_close(run(images), model(images), rtol=1e-4, atol=1e-4)
 
@@ -190,7 +189,7 @@ def test_without_the_evaluation_images_the_files_are_compared_on_random_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = write_checkpoint(tmp_path / "best.ckpt")
-    monkeypatch.setattr(evaluate, "MEASURE_SECONDS", 0.05)
+    monkeypatch.setattr(comparison, "MEASURE_SECONDS", 0.05)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert main([str(checkpoint)]) == 0
     printed = capsys.readouterr().out
@@ -201,30 +200,44 @@ def test_without_the_evaluation_images_the_files_are_compared_on_random_ones(
 # ---- parts ----
 
 
-@pytest.mark.parametrize(
-    "pool, size",
-    [
-        (torch.nn.AvgPool1d(3, ceil_mode=True), (9,)),
-        (torch.nn.AvgPool2d((2, 3), ceil_mode=True, count_include_pad=False), (8, 9)),
-        (torch.nn.AvgPool3d(2, ceil_mode=True, count_include_pad=False), (4, 4, 6)),
-    ],
-    ids=["1d", "2d", "3d"],
-)
-def test_pooling_without_ceil_mode_is_the_same(pool: torch.nn.Module, size: tuple[int, ...]) -> None:
-    """Exported with a size that the window divides, for sizes that it does not."""
-    program = without_ceil_mode(export_program(pool.eval(), (torch.randn(2, 3, *size),)))
-    assert not any(True in node.args for node in program.graph.nodes if "pool" in str(node.target))
-    for more in (0, 1, 2):
-        x = torch.randn(3, 3, *(length + more for length in size))
-        torch.testing.assert_close(program.module()(x), pool(x))
-
-
 def test_pooling_that_aoti_would_compile_wrongly_is_refused(tmp_path: Path) -> None:
     for pool in (torch.nn.MaxPool2d(2, ceil_mode=True), torch.nn.AvgPool2d(3, 2, ceil_mode=True)):
         with pytest.raises(
             ExportError, match="AOTInductor compiles pooling with ceil_mode for some sizes only"
         ):
             exported(tmp_path, "aoti", model=pool.eval())
+
+
+class Boxes(torch.nn.Module):
+    """Two outputs of different dtypes, in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = involution.Involution2d(16, 3, norm_layer=None)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = self.layer(images)
+        return {"scores": maps.mean((2, 3)), "labels": maps.flatten(2).argmax(2)}
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_several_outputs(tmp_path: Path, format: str) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
+        pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    model, images = Boxes().eval(), torch.rand(3, 16, 7, 9)
+    path = tmp_path / f"model.{format}"
+    export_model(model, torch.rand(2, 16, 8, 8), path, format, output_names=("scores", "labels"))
+    run, _ = load(path, format)
+    with torch.no_grad():
+        expected = model(images)
+    scores, labels = run(images)
+    torch.testing.assert_close(scores, expected["scores"])
+    assert torch.equal(labels, expected["labels"])
+    with pytest.raises(
+        TypeError, match="Models of one output, the scores, are compared, but it has 2 outputs"
+    ):
+        compare({"it": (run, None)}, [(images, None)])
 
 
 def test_deployable_normalises_and_converts() -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cases
-import numpy as np
 import pytest
 import torch
 from cases import Case
@@ -22,82 +21,70 @@ pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
 if not hasattr(torch.onnx, "ops"):
     pytest.skip(f"torch {torch.__version__} is older than 2.8", allow_module_level=True)
 
-import involution.onnx  # noqa: E402
-from involution import _onnx_functions as functions  # noqa: E402
+import involution.export.onnx  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-OPSET = 18
-ELEMENT_TYPES = {
-    torch.float64: onnx.TensorProto.DOUBLE,
-    torch.float32: onnx.TensorProto.FLOAT,
-    torch.float16: onnx.TensorProto.FLOAT16,
-}
 ort.set_default_logger_severity(3)
 
 
-# ---- the functions, against the oracle ----
+# ---- the operators, against the oracle ----
 
 
-def run_function(operation: str, operands: Sequence[torch.Tensor], arguments: tuple) -> torch.Tensor:
-    """What ONNX Runtime makes of the function of an operation, with the dispatcher operator's arguments."""
-    first, second = operands
-    stride, padding, dilation = arguments[-3:]
-    axes = len(stride)
-    kernel_size = arguments[0] if operation == "local_correlation" else tuple(second.shape[2 : 2 + axes])
-    window = functions.Window(kernel_size, stride, padding, dilation)
-    groups = (arguments[1],) if operation == "local_correlation" else ()
-    dtype = ELEMENT_TYPES[first.dtype]
-    function = getattr(functions, operation)(window, dtype, OPSET, *groups)
-    feeds = {"first": first.contiguous().numpy(), "second": second.contiguous().numpy()}
-    if operation == "involution_transpose":
-        feeds["size"] = np.array(arguments[0], np.int64)
-    inputs = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim
-        )
-        for name, value in feeds.items()
-    ]
-    result_axes = 2 + axes * (2 if operation == "local_correlation" else 1)
-    output = onnx.helper.make_tensor_value_info("result", dtype, [None] * result_axes)
-    call = onnx.helper.make_node(function.name, list(feeds), ["result"], domain=functions.DOMAIN)
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph([call], "one_operation", inputs, [output]),
-        functions=[function],
-        opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(functions.DOMAIN, 1)],
-        ir_version=10,
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return torch.from_numpy(ort.InferenceSession(model.SerializeToString()).run(None, feeds)[0])
+class Calls(torch.nn.Module):
+    """An operator's results for several cases, whose operands follow each other."""
+
+    def __init__(self, operation: str, arguments: Sequence[tuple]) -> None:
+        super().__init__()
+        self.operator = getattr(torch.ops.involution, operation)
+        self.arguments = arguments
+
+    def forward(self, *operands: torch.Tensor) -> list[torch.Tensor]:
+        pairs = zip(operands[::2], operands[1::2], strict=True)
+        return [
+            self.operator(*pair, *arguments) for pair, arguments in zip(pairs, self.arguments, strict=True)
+        ]
+
+
+def run_operator(
+    operation: str, operands: Sequence[torch.Tensor], arguments: Sequence[tuple]
+) -> list[torch.Tensor]:
+    """What ONNX Runtime makes of the operator in a file without any size left open."""
+    operands = [operand.contiguous() for operand in operands]
+    model = Calls(operation, arguments).eval()
+    program = involution.export.onnx.export(model, tuple(operands), dynamic_shapes=None)
+    return run_model_outputs(program, *operands)
 
 
 @pytest.mark.parametrize("operation", cases.OPERATIONS)
 @pytest.mark.parametrize("axes", [1, 2, 3])
-def test_functions_agree_with_the_definition(operation: str, axes: int) -> None:
+def test_operators_agree_with_the_definition(operation: str, axes: int) -> None:
     """Strides, dilations, paddings, even kernels, kernels larger than the map, sizes of 1: drawn at random."""
     rng = random.Random(f"onnx {operation} {axes}")
-    for _ in range(8):
-        case = cases.random_case(rng, axes, dtypes=tuple(ELEMENT_TYPES))
-        operands, arguments = case.operands(operation), case.arguments(operation)
-        cases.assert_right(run_function(operation, operands, arguments), operation, *operands, arguments)
+    dtypes = (torch.float64, torch.float32, torch.float16)
+    drawn = [cases.random_case(rng, axes, dtypes=dtypes) for _ in range(8)]
+    operands = [operand for case in drawn for operand in case.operands(operation)]
+    arguments = [case.arguments(operation) for case in drawn]
+    results = run_operator(operation, operands, arguments)
+    for number, (result, given) in enumerate(zip(results, arguments, strict=True)):
+        cases.assert_right(result, operation, *operands[2 * number : 2 * number + 2], given)
 
 
 @pytest.mark.parametrize("operation", cases.OPERATIONS)
-@pytest.mark.parametrize(
-    "padding", [(1, 0), (-1, 2), (0, -2), (9, 3)], ids=lambda padding: f"padding{padding}"
-)
-def test_frames_are_independent(operation: str, padding: tuple[int, int]) -> None:
+def test_frames_are_independent(operation: str) -> None:
     """Windows that reach beyond the map on either side, or leave out its beginning or its end."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 4, 7, 6, generator=generator, dtype=torch.float64)
     w = torch.randn(2, 2, 2, 3, 4, 5, generator=generator, dtype=torch.float64)
     y = torch.randn(2, 4, 4, 5, generator=generator, dtype=torch.float64)
-    window = ((2, 1), padding, (1, 2))
-    operands, arguments = {
-        "involution": ((x, w), window),
-        "involution_transpose": ((y, w), ((7, 6), *window)),
-        "local_correlation": ((y, x), ((2, 3), 2, *window)),
+    windows = [((2, 1), padding, (1, 2)) for padding in ((1, 0), (-1, 2), (0, -2), (9, 3))]
+    operands, leading = {
+        "involution": ((x, w), ()),
+        "involution_transpose": ((y, w), ((7, 6),)),
+        "local_correlation": ((y, x), ((2, 3), 2)),
     }[operation]
-    cases.assert_right(run_function(operation, operands, arguments), operation, *operands, arguments)
+    arguments = [(*leading, *window) for window in windows]
+    for result, given in zip(run_operator(operation, operands * 4, arguments), arguments, strict=True):
+        cases.assert_right(result, operation, *operands, given)
 
 
 @pytest.mark.parametrize("operation", cases.OPERATIONS)
@@ -105,7 +92,7 @@ def test_an_empty_batch_is_empty(operation: str) -> None:
     case = Case(0, 2, 3, (5, 6), (3, 3), (1, 2), (1, 1), (1, 1), torch.float32)
     operands, arguments = case.operands(operation), case.arguments(operation)
     expected = getattr(torch.ops.involution, operation)(*operands, *arguments)
-    assert run_function(operation, operands, arguments).shape == expected.shape
+    assert run_operator(operation, operands, [arguments])[0].shape == expected.shape
 
 
 def test_half_types_are_summed_in_float32() -> None:
@@ -114,13 +101,18 @@ def test_half_types_are_summed_in_float32() -> None:
     x[..., 1::2] = -2048.0
     w = torch.ones(1, 1, 16, 1, dtype=torch.float16)
     x[..., 0] = 1.0  # 1 - 2048 + 2048 - ... - 2048 is -2047
-    assert run_function("involution", (x, w), ((1,), (0,), (1,))).item() == -2047.0
+    assert run_operator("involution", (x, w), [((1,), (0,), (1,))])[0].item() == -2047.0
 
 
 # ---- models ----
 
 
 def run_model(program: torch.onnx.ONNXProgram, *inputs: torch.Tensor) -> torch.Tensor:
+    (result,) = run_model_outputs(program, *inputs)
+    return result
+
+
+def run_model_outputs(program: torch.onnx.ONNXProgram, *inputs: torch.Tensor) -> list[torch.Tensor]:
     model = program.model_proto
     onnx.checker.check_model(model, full_check=True)
     assert {opset.domain for opset in model.opset_import} == {""}
@@ -129,7 +121,7 @@ def run_model(program: torch.onnx.ONNXProgram, *inputs: torch.Tensor) -> torch.T
     session = ort.InferenceSession(model.SerializeToString())
     names = [value.name for value in session.get_inputs()]
     feeds = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-    return torch.from_numpy(session.run(None, feeds)[0])
+    return [torch.from_numpy(output) for output in session.run(None, feeds)]
 
 
 def nodes_of(graph) -> list:
@@ -168,7 +160,7 @@ def test_models_agree_with_eager_at_other_sizes(name: str) -> None:
     torch.manual_seed(0)
     make, example, other = MODELS[name]
     model = with_random_statistics(make())
-    program = involution.onnx.export(model, (torch.randn(example),))
+    program = involution.export.onnx.export(model, (torch.randn(example),))
     for shape in (example, other, (1, *other[1:])):
         x = torch.randn(shape)
         torch.testing.assert_close(run_model(program, x), model(x), rtol=1e-4, atol=1e-4)
@@ -193,7 +185,7 @@ def test_operations_with_dynamic_shapes_of_ones_own() -> None:
 
     batch = torch.export.Dim("batch")
     shapes = ({0: batch, 2: 2 * height, 3: 2 * width + 2}, {0: batch, 4: height, 5: width})
-    program = involution.onnx.export(Composed().eval(), inputs(2, 4, 5), dynamic_shapes=shapes)
+    program = involution.export.onnx.export(Composed().eval(), inputs(2, 4, 5), dynamic_shapes=shapes)
     for size in ((2, 4, 5), (3, 7, 6), (1, 3, 9)):
         arguments = inputs(*size)
         expected = Composed()(*arguments)
@@ -211,9 +203,25 @@ def test_gradients_can_be_exported_too() -> None:
     length, out = dim("length"), dim("out")
     shapes = ({2: length}, {3: out}, {2: out})
     operands = torch.randn(1, 4, 9), torch.randn(1, 2, 3, 5), torch.randn(1, 4, 5)
-    program = involution.onnx.export(InputGradient().eval(), operands, dynamic_shapes=shapes)
+    program = involution.export.onnx.export(InputGradient().eval(), operands, dynamic_shapes=shapes)
     x, weight, grad = torch.randn(1, 4, 14), torch.randn(1, 2, 3, 7), torch.randn(1, 4, 7)
     torch.testing.assert_close(run_model(program, x, weight, grad), InputGradient()(x, weight, grad))
+
+
+def test_torch_s_own_export_takes_the_table() -> None:
+    model, x = involution.Involution2d(16, 3, stride=2).eval(), torch.randn(2, 16, 7, 9)
+    options = {"dynamo": True, "verbose": False}
+    table = involution.export.onnx.translation_table()
+    program = torch.onnx.export(model, (x,), custom_translation_table=table, **options)
+    torch.testing.assert_close(run_model(program, x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_torch_s_own_export_hints_at_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(involution._library, "onnx_translations_are_known", False)
+    model, x = involution.Involution2d(16, 3).eval(), torch.randn(2, 16, 7, 9)
+    hint = r"custom_translation_table=involution\.export\.onnx\.translation_table\(\)"
+    with pytest.warns(UserWarning, match=hint), pytest.raises(Exception, match="No ONNX function found"):
+        torch.onnx.export(model, (x,), dynamo=True, verbose=False)
 
 
 # ---- size and memory ----
@@ -227,7 +235,7 @@ def test_a_fused_involution_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -> N
         involution.models.RedNet((1,), widths=(16,), stem_channels=32, num_classes=5)
     )
     model = involution.models.fuse(model)
-    program = involution.onnx.export(model, (torch.randn(2, 3, 37, 41),))
+    program = involution.export.onnx.export(model, (torch.randn(2, 3, 37, 41),))
     x = torch.randn(3, 3, 33, 40)
     torch.testing.assert_close(run_model(program, x), model(x), rtol=1e-3, atol=1e-4)
 
@@ -236,7 +244,7 @@ def test_the_graph_does_not_grow_with_the_kernel() -> None:
     counts = []
     for kernel_size in (3, 7):
         model = involution.Involution2d(16, kernel_size, norm_layer=None).eval()
-        graph = involution.onnx.export(model, (torch.randn(2, 16, 9, 9),)).model_proto.graph
+        graph = involution.export.onnx.export(model, (torch.randn(2, 16, 9, 9),)).model_proto.graph
         counts.append(len(nodes_of(graph)))
     assert counts[0] == counts[1] < 60
 
@@ -268,7 +276,9 @@ def test_memory_is_that_of_a_few_maps(tmp_path: Path) -> None:
 
     operands = torch.randn(8, 64, 56, 56), torch.randn(8, 4, 7, 7, 56, 56)
     path = tmp_path / "involution.onnx"
-    involution.onnx.export(Involve().eval(), operands, path, dynamic_shapes=None, input_names=["x", "w"])
+    involution.export.onnx.export(
+        Involve().eval(), operands, path, dynamic_shapes=None, input_names=["x", "w"]
+    )
     command = [sys.executable, "-c", MEMORY, str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     taken, x_bytes, w_bytes = map(int, result.stdout.split())
@@ -281,7 +291,7 @@ def test_memory_is_that_of_a_few_maps(tmp_path: Path) -> None:
 def test_names_metadata_and_nothing_of_the_machine(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), involution.Involution2d(8, 3)).eval()
-    involution.onnx.export(
+    involution.export.onnx.export(
         model,
         (torch.randn(1, 3, 8, 8),),
         path,
@@ -301,30 +311,30 @@ def test_names_metadata_and_nothing_of_the_machine(tmp_path: Path) -> None:
 
 def test_bfloat16_takes_an_opset_that_has_it() -> None:
     model = involution.Involution2d(16, 3).eval().bfloat16()
-    program = involution.onnx.export(model, (torch.randn(2, 16, 8, 8, dtype=torch.bfloat16),))
+    program = involution.export.onnx.export(model, (torch.randn(2, 16, 8, 8, dtype=torch.bfloat16),))
     onnx.checker.check_model(program.model_proto, full_check=True)
     with pytest.raises(ValueError, match="bfloat16 weights must be at least 22, not 18"):
-        involution.onnx.export(model, (torch.randn(1, 16, 8, 8),), opset_version=18)
+        involution.export.onnx.export(model, (torch.randn(1, 16, 8, 8),), opset_version=18)
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript"])
 def test_a_missing_package_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf"needs {name}.*pip install -e '\.\[onnx\]'"):
-        involution.onnx.export(involution.Involution2d(16).eval(), (torch.randn(1, 16, 8, 8),))
+        involution.export.onnx.export(involution.Involution2d(16).eval(), (torch.randn(1, 16, 8, 8),))
 
 
 def test_bad_arguments_are_explained() -> None:
     model, x = involution.Involution2d(16), torch.randn(1, 16, 8, 8)
     with pytest.raises(ValueError, match="training mode"):
-        involution.onnx.export(model, (x,))
+        involution.export.onnx.export(model, (x,))
     model.eval()
     with pytest.raises(ValueError, match="at least 18, not 17"):
-        involution.onnx.export(model, (x,), opset_version=17)
+        involution.export.onnx.export(model, (x,), opset_version=17)
     with pytest.raises(ValueError, match="one tensor"):
-        involution.onnx.export(model, (x, x))
+        involution.export.onnx.export(model, (x, x))
     with pytest.raises(ValueError, match=r"one, two or three spatial axes.*\(4, 16\)"):
-        involution.onnx.export(model, (torch.randn(4, 16),))
+        involution.export.onnx.export(model, (torch.randn(4, 16),))
 
 
 def test_a_window_that_depends_on_sizes_is_refused() -> None:
@@ -335,4 +345,4 @@ def test_a_window_that_depends_on_sizes_is_refused() -> None:
     shapes = ({2: torch.export.Dim("length")}, None)
     operands = torch.randn(1, 4, 8), torch.randn(1, 2, 3, 8)
     with pytest.raises(Exception, match=r"padding of involution is .* depends on the sizes of tensors"):
-        involution.onnx.export(Window().eval(), operands, dynamic_shapes=shapes)
+        involution.export.onnx.export(Window().eval(), operands, dynamic_shapes=shapes)

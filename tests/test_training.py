@@ -464,7 +464,9 @@ def test_torchvision_that_is_missing_or_does_not_fit(tmp_path, broken):
 
 
 def test_nothing_else_imports_the_trainer():
-    command = "import sys, involution.models, involution.export, involution.training, involution.onnx\n"
+    command = (
+        "import sys, involution.models, involution.export, involution.training, involution.export.onnx\n"
+    )
     command += (
         "print([n for n in ('lightning', 'torchvision', 'torchmetrics', 'jsonargparse') if n in sys.modules])"
     )

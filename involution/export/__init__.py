@@ -13,11 +13,11 @@ onnx    any ONNX runtime; standard operators only
 ======  ========================================================================================================
 """
 
-from .checkpoint import export_checkpoint
+from .comparison import Report, compare, table
 from .deployable import Deployable
-from .evaluate import Report, compare, table
 from .formats import FORMATS, ExportError, export_model, load
 from .program import export_program
+from .trained import export_checkpoint
 
 __all__ = [
     "FORMATS",

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import DTYPES, default_output, deployable, evaluation_images, export_checkpoint
-from .evaluate import BATCH, compare, table
+from .comparison import BATCH, compare, table
 from .formats import FORMATS, ExportError, Runner, load
+from .trained import DTYPES, default_output, deployable, evaluation_images, export_checkpoint
 
 
 def parser() -> argparse.ArgumentParser:

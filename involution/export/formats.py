@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .._build_info import build_info, rebuild_command
-from .pooling import without_ceil_mode
 from .program import export_program
 
-Runner = Callable[[Tensor], Tensor]
+Outputs = Tensor | tuple[Tensor, ...]
+Runner = Callable[[Tensor], Outputs]
 
 METADATA_FILE = "involution.json"  # inside a pt2 file
 
@@ -31,13 +32,13 @@ class Format(NamedTuple):
     Attributes:
         suffix: what its files' names end with.
         title: its name in words.
-        write: ``write(model, example, path, metadata, opset_version)``.
+        write: ``write(model, example, path, metadata, opset_version, output_names)``.
         load: from a path to a function of a batch of images and the metadata.
     """
 
     suffix: str
     title: str
-    write: Callable[[nn.Module, Tensor, Path, Mapping[str, str], int | None], None]
+    write: Callable[[nn.Module, Tensor, Path, Mapping[str, str], int | None, Sequence[str]], None]
     load: Callable[[Path], tuple[Runner, dict[str, str]]]
 
 
@@ -49,17 +50,19 @@ def export_model(
     *,
     metadata: Mapping[str, str] | None = None,
     opset_version: int | None = None,
+    output_names: Sequence[str] = ("scores",),
 ) -> Path:
     """Writes a model of one map to a file that any batch and spatial size can be given to.
 
     Args:
-        model: takes ``(batch, channels, *space)`` and returns a tensor, in ``eval()``. It is exported for the
+        model: takes ``(batch, channels, *space)`` and returns tensors, in ``eval()``. It is exported for the
             device that it is on, except to ONNX, which knows none.
         example: an input, on the model's device; the values do not matter. The spatial sizes are at least 2.
         path: the file to write. What is written is complete or not there.
         format: ``"pt2"``, ``"aoti"`` or ``"onnx"``; see ``involution.export``.
         metadata: words to keep in the file, which :func:`load` gives back with one more, the ``device``.
-        opset_version: of an ONNX file's operators; see :func:`involution.onnx.export`.
+        opset_version: of an ONNX file's operators; see :func:`involution.export.onnx.export`.
+        output_names: of an ONNX file's outputs, one for each tensor that the model returns.
 
     Returns:
         The path.
@@ -82,7 +85,7 @@ def export_model(
         # Under the same name, which some formats write into the file.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             unfinished = Path(folder) / path.name
-            chosen.write(model, example, unfinished, kept, opset_version)
+            chosen.write(model, example, unfinished, kept, opset_version, tuple(output_names))
             unfinished.replace(path)
     except (ExportError, ImportError, OSError):
         raise
@@ -94,7 +97,11 @@ def export_model(
 
 
 def load(path: str | os.PathLike[str], format: str) -> tuple[Runner, dict[str, str]]:
-    """A file's model as a function from a batch on the CPU to a result there, and the file's metadata.
+    """A file's model as a function from a batch on the CPU to its outputs there, and the file's metadata.
+
+    A model of one output gives a tensor. One of several gives a tuple of them, in the order in which
+    ``torch.utils._pytree`` finds them in what the model returns: lists and tuples in theirs, dictionaries in that of
+    their keys.
 
     Args:
         path: what :func:`export_model` wrote.
@@ -122,12 +129,16 @@ def load(path: str | os.PathLike[str], format: str) -> tuple[Runner, dict[str, s
         ) from error
 
 
+def _flat(outputs: Any) -> Outputs:
+    """What a model returns: its one tensor, or a tuple of them, on the CPU."""
+    tensors = tuple(tensor.cpu() for tensor in pytree.tree_leaves(outputs))
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
 # ---- torch.export ----
 
 
-def _write_pt2(
-    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], _: int | None
-) -> None:
+def _write_pt2(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], *_: Any) -> None:
     extra = {METADATA_FILE: json.dumps(metadata)}
     torch.export.save(export_program(model, (example,)), path, extra_files=extra)
 
@@ -138,9 +149,9 @@ def _load_pt2(path: Path) -> tuple[Runner, dict[str, str]]:
 
     metadata = json.loads(extra[METADATA_FILE])
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Outputs:
         with torch.no_grad():
-            return model(images.to(metadata["device"])).cpu()
+            return _flat(model(images.to(metadata["device"])))
 
     return run, metadata
 
@@ -148,9 +159,7 @@ def _load_pt2(path: Path) -> tuple[Runner, dict[str, str]]:
 # ---- AOTInductor ----
 
 
-def _write_aoti(
-    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], _: int | None
-) -> None:
+def _write_aoti(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], *_: Any) -> None:
     from torch._inductor import config as inductor_config
 
     info = build_info()
@@ -164,7 +173,8 @@ def _write_aoti(
             f"An AOTInductor package for CUDA calls involution's CUDA kernels. {info['no_cuda_reason']} "
             f"Build them: INVOLUTION_BUILD=cuda {rebuild_command()}"
         )
-    program = without_ceil_mode(export_program(model, (example,)))
+    program = export_program(model, (example,))
+    _check_pooling(program)
     configs: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
     if hasattr(inductor_config.aot_inductor, "check_lowerbound"):
         # torch.export calls an open size at least 2. Packages that check their inputs would refuse a single image.
@@ -180,16 +190,28 @@ def _write_aoti(
         raise
 
 
+def _check_pooling(program: torch.export.ExportedProgram) -> None:
+    """Raises where a pooling rounds its size up: Inductor decides by the example's size how such a one is compiled."""
+    for node in program.graph.nodes:
+        arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
+        place = next((i for i, argument in enumerate(arguments) if argument.name == "ceil_mode"), None)
+        if place is not None and (node.args[place : place + 1] == (True,) or node.kwargs.get("ceil_mode")):
+            raise NotImplementedError(
+                f"AOTInductor compiles pooling with ceil_mode for some sizes only, and the model has {node.target} so. "
+                "Pad the map and pool without ceil_mode instead, as involution.layers.pooling.BlockAverage does."
+            )
+
+
 def _load_aoti(path: Path) -> tuple[Runner, dict[str, str]]:
     package = torch._inductor.aoti_load_package(str(path))
     metadata = package.get_metadata()
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Outputs:
         # A package takes the strides of its input for those of its example. Also a stride of an axis of size 1, which
         # means nothing and stays through contiguous(), makes a convolution choose another memory format.
         canonical = images.to(metadata["device"]).contiguous().flatten().view(images.shape)
         with torch.no_grad():
-            return package(canonical).cpu()
+            return _flat(package(canonical))
 
     return run, metadata
 
@@ -198,16 +220,21 @@ def _load_aoti(path: Path) -> tuple[Runner, dict[str, str]]:
 
 
 def _write_onnx(
-    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], opset_version: int | None
+    model: nn.Module,
+    example: Tensor,
+    path: Path,
+    metadata: Mapping[str, str],
+    opset_version: int | None,
+    output_names: Sequence[str],
 ) -> None:
-    from .. import onnx
+    from . import onnx
 
     onnx.export(
         model,
         (example,),
         path,
         input_names=["images"],
-        output_names=["scores"],
+        output_names=output_names,
         opset_version=opset_version,
         metadata=metadata,
     )
@@ -226,8 +253,8 @@ def _load_onnx(path: Path) -> tuple[Runner, dict[str, str]]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    def run(images: Tensor) -> Outputs:
+        return _flat([torch.from_numpy(output) for output in session.run(None, {name: images.numpy()})])
 
     return run, dict(session.get_modelmeta().custom_metadata_map)
 

@@ -5,33 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .. import _arguments
 from .._tracing import shape
 
-
-# Functions with this mark are one node to torch.fx, because what they do depends on the tensors that they get.
-@fx.wrap
-def _avg_pool3d(input: Tensor, *arguments: Any) -> Tensor:
-    if input.device.type == "cpu" and input.dtype in (torch.float16, torch.bfloat16):
-        return F.avg_pool3d(input.float(), *arguments).to(input.dtype)
-    return F.avg_pool3d(input, *arguments)
-
-
-class _AvgPool3d(nn.AvgPool3d):
-    """``AvgPool3d``, also for half types on the CPU, for which torch has none."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        window = (self.kernel_size, self.stride, self.padding)
-        return _avg_pool3d(input, *window, self.ceil_mode, self.count_include_pad, self.divisor_override)
-
-
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-AVERAGE_POOLS: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: _AvgPool3d}
 AXES = ("depth", "height", "width")
 
 # That share a kernel in RedNet, and wherever neither they nor the groups are given.
@@ -159,6 +139,7 @@ def softmax_over_points(scores: Tensor) -> Tensor:
     return _softmax_over_points(scores)
 
 
+# Functions with this mark are one node to torch.fx, because what they do depends on the tensors that they get.
 @fx.wrap
 def _softmax_over_points(scores: Tensor) -> Tensor:
     axes = range(scores.dim())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,10 @@ from torch import Tensor, fx
 from .. import _arguments, _fused, _library, _tracing
 from .._composition import is_channels_last
 from .._fused import Availability
-from ._shared import AVERAGE_POOLS, RELU, ActivationLayer, NormLayer, check_map, pad_argument, per_axis_text
+from ._shared import RELU, ActivationLayer, NormLayer, check_map, pad_argument, per_axis_text
 from .epilogue import Epilogue
 from .kernel_branch import KernelBranch, KernelNormalizer, factory_arguments
+from .pooling import BlockAverage
 
 
 class _Involution(KernelBranch):
@@ -61,9 +61,7 @@ class _Involution(KernelBranch):
         self.dilation = window.dilation
         self.pool = None
         if max(self.stride) > 1:
-            pool: Any = AVERAGE_POOLS[self.axes]
-            # What remains of a block at the end is averaged alone, so that every size has its ceil(In / stride).
-            self.pool = pool(self.stride, self.stride, ceil_mode=True, count_include_pad=False)
+            self.pool = BlockAverage(self.stride)
         if fused is not None and not isinstance(fused, bool):
             raise TypeError(f"fused must be None, True or False, not {fused!r}.")
         self.fused = fused

@@ -1,8 +1,8 @@
 """RedNet, the network of the paper: building, checkpoints, features."""
 
-from .checkpoints import CheckpointError, LoadReport, from_checkpoint, load_checkpoint, save_official
 from .fusion import fuse
 from .official import from_official, to_official
+from .pretrained import CheckpointError, LoadReport, from_checkpoint, load_checkpoint, save_official
 from .pyramid import FeaturePyramid
 from .rednet import RedNet
 from .registry import (

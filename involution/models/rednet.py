@@ -14,8 +14,8 @@ from .._tracing import shape
 from ..layers._shared import NormLayer, NotScriptable, check_count, make_norm
 from ..layers.kernel_branch import factory_arguments
 from .blocks import POOLS, Bottleneck, Stem, initialise
-from .checkpointing import checkpoint_block
 from .freezing import Freezing
+from .recompute import checkpoint_block
 from .stages import geometry, rising_indices, stage_indices
 
 __all__ = ["RedNet"]

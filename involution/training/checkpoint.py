@@ -22,13 +22,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ..models import RedNet, create_model
+from ..models import CheckpointError, RedNet, create_model
 
 VERSION = 2
-
-
-class CheckpointError(ValueError):
-    """A file is not a checkpoint of this library, is damaged, or does not fit."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

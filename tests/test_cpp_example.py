@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from deployment import Deployment
+from exported_files import ExportedFiles
 from torch import Tensor
 
 import involution
@@ -19,7 +19,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "examples" / "deploy"
 
 
 @pytest.fixture(scope="module")
-def program(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(exported_files: ExportedFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled program."""
     cmake = shutil.which("cmake")
     if cmake is None:
@@ -48,14 +48,16 @@ def write_picture(path: Path, pixels: Tensor) -> Path:
     return path
 
 
-def test_the_program_answers_as_python_does(deployment: Deployment, program: Path, tmp_path: Path) -> None:
-    images, labels = deployment.images()
+def test_the_program_answers_as_python_does(
+    exported_files: ExportedFiles, program: Path, tmp_path: Path
+) -> None:
+    images, labels = exported_files.images()
     chosen = [int((labels == digit).nonzero()[0]) for digit in range(0, 10, 3)]
-    answer, _ = load(deployment.aoti, "aoti")
+    answer, _ = load(exported_files.aoti, "aoti")
     pictures = [(images[index] * 255).round().byte() for index in chosen]
     pictures.append((torch.rand(1, 11, 14) * 255).byte())  # another size
     for pixels in pictures:
-        result = run(program, deployment.aoti, write_picture(tmp_path / "picture.pgm", pixels))
+        result = run(program, exported_files.aoti, write_picture(tmp_path / "picture.pgm", pixels))
         assert result.returncode == 0, result.stderr
         share, digit = answer(pixels[None] / 255).softmax(1)[0].max(0)
         name, printed = result.stdout.split()
@@ -63,7 +65,9 @@ def test_the_program_answers_as_python_does(deployment: Deployment, program: Pat
         assert float(printed) == pytest.approx(share.item(), abs=2e-4)
 
 
-def test_the_program_explains_what_is_wrong(deployment: Deployment, program: Path, tmp_path: Path) -> None:
+def test_the_program_explains_what_is_wrong(
+    exported_files: ExportedFiles, program: Path, tmp_path: Path
+) -> None:
     colour = write_picture(tmp_path / "colour.ppm", torch.zeros(3, 8, 8, dtype=torch.uint8))
     short = tmp_path / "short.pgm"
     short.write_bytes(b"P5 8 8 255\n1234")
@@ -75,7 +79,7 @@ def test_the_program_explains_what_is_wrong(deployment: Deployment, program: Pat
         (text, "is not a binary PGM or PPM picture: it begins with 'P2'"),
         (tmp_path / "missing.pgm", "cannot be opened"),
     ):
-        result = run(program, deployment.aoti, picture)
+        result = run(program, exported_files.aoti, picture)
         assert result.returncode == 1
         assert sentence in result.stderr
     assert run(program, tmp_path / "missing.pt2", text).returncode == 1

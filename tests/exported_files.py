@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 import involution
-from involution.export import evaluate
+from involution.export import comparison
 from involution.export.__main__ import main
 from involution.models import create_model
 from involution.training.checkpoint import VERSION
 
 
-class Deployment(NamedTuple):
+class ExportedFiles(NamedTuple):
     """A checkpoint, the files that the command line made of it, and what it printed."""
 
     checkpoint: Path
@@ -79,7 +79,7 @@ def write_checkpoint(path: Path) -> Path:
     return path
 
 
-def deploy(folder: Path) -> Deployment:
+def export_files(folder: Path) -> ExportedFiles:
     """Writes the checkpoint and its pt2 and aoti files; skips, and says why, where that cannot be."""
     if involution.build_info()["extension"] is None:
         pytest.skip("the library of operators is not compiled")
@@ -89,8 +89,8 @@ def deploy(folder: Path) -> Deployment:
     has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
     formats = ["pt2", "aoti", *(["onnx"] if has_onnx else [])]
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), mock.patch.object(evaluate, "MEASURE_SECONDS", 0.05):
+    with contextlib.redirect_stdout(printed), mock.patch.object(comparison, "MEASURE_SECONDS", 0.05):
         status = main([str(checkpoint), "--format", *formats])
     assert status == 0
     files = [folder / name for name in ("best.pt2", "best.aoti.pt2", "best.onnx")]
-    return Deployment(checkpoint, files[0], files[1], files[2] if has_onnx else None, printed.getvalue())
+    return ExportedFiles(checkpoint, files[0], files[1], files[2] if has_onnx else None, printed.getvalue())

@@ -1,4 +1,4 @@
-"""Checkpoints: the official files and our own, read into a network as a whole or not at all."""
+"""Pretrained weights: the official files and our own, read into a network as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
-    """A file is not a checkpoint, is damaged, or does not fit the network."""
+    """A file is not a checkpoint, is damaged, or does not fit: one of weights, or one of a training run."""
 
 
 @dataclass(frozen=True)

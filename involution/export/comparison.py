@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,7 @@ def compare(
 
     Raises:
         ValueError: there are no images.
+        TypeError: a model has several outputs.
     """
     right = dict.fromkeys(runners, 0)
     difference = dict.fromkeys(runners, 0.0)
@@ -67,6 +68,10 @@ def compare(
         expected: Tensor | None = None
         for name, (run, _) in runners.items():
             scores = run(images)
+            if not isinstance(scores, Tensor):
+                raise TypeError(
+                    f"Models of one output, the scores, are compared, but {name} has {len(scores)} outputs."
+                )
             expected = scores if expected is None else expected
             difference[name] = max(difference[name], (scores - expected).abs().max().item())
             if labels is not None:
@@ -87,7 +92,7 @@ def compare(
     ]
 
 
-def _median_time(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
+def _median_time(run: Runner, images: Tensor) -> float:
     for _ in range(3):
         run(images)
     times: list[float] = []

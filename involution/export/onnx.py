@@ -1,8 +1,9 @@
-"""ONNX files of models that use involution, made of standard ONNX operators alone.
+"""ONNX models of networks that use involution, made of standard ONNX operators alone.
 
-:func:`export` is ``torch.onnx.export(dynamo=True)`` for such models. The three operations become Loops over kernel
-points (``involution._onnx_functions`` says why), so any runtime runs the file without a custom operator, and no
-map is ever unfolded. It needs onnx and onnxscript: ``pip install -e '.[onnx]'``.
+:func:`export` is ``torch.onnx.export(dynamo=True)`` for networks of maps, with batch and size left open;
+:func:`translation_table` is for those who call ``torch.onnx.export`` themselves. The operators become loops over kernel
+points (``_onnx_operations.py`` says why), so any runtime runs the file without a custom operator, and no map is ever
+unfolded. Both need onnx and onnxscript: ``pip install -e '.[onnx]'``.
 """
 
 from __future__ import annotations
@@ -12,21 +13,46 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._composition import compose
-from .export.program import export_program, map_axes
+from .. import _library
+from .._composition import compose
+from .program import export_program, map_axes
 
-__all__ = ["export"]
+__all__ = ["export", "translation_table"]
 
 LEAST_OPSET = 18  # the first whose operators the exporter of torch is written for
 BFLOAT16_OPSET = 22  # the first with convolutions of bfloat16
 
-Size = Sequence[int]
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The translations of involution's operators, for ``torch.onnx.export(dynamo=True)``.
+
+    Without them it stops at ``No ONNX function found for <OpOverload(op='involution.involution', ...)>``. The fused
+    operator, which layers take on a GPU for half types, has none: :func:`export` takes it apart first.
+
+    Example:
+        >>> model = involution.Involution2d(32).eval()
+        >>> table = involution.export.onnx.translation_table()
+        >>> program = torch.onnx.export(
+        ...     model, (torch.randn(1, 32, 8, 8),), dynamo=True, custom_translation_table=table, verbose=False
+        ... )
+
+    Raises:
+        ImportError: onnx or onnxscript is missing, or torch is too old.
+    """
+    _require()
+    from . import _onnx_operations
+
+    _library.onnx_translations_are_known = True
+    operators = ("involution", "involution_transpose", "local_correlation")
+    return {
+        getattr(torch.ops.involution, name).default: getattr(_onnx_operations, name) for name in operators
+    }
 
 
 def export(
@@ -66,7 +92,7 @@ def export(
         TypeError: a window of an operation depends on the sizes of tensors, which no ONNX operator can do.
         Exception: what torch.export and torch.onnx.export raise for a model that they cannot export.
     """
-    _require()
+    table = translation_table()
     weights = model.state_dict().values()
     bfloat16 = any(isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 for weight in weights)
     least = BFLOAT16_OPSET if bfloat16 else LEAST_OPSET
@@ -80,8 +106,9 @@ def export(
         model = export_program(model, args, kwargs, dynamic_shapes)
     with _quiet():
         program = torch.onnx.export(
-            model.run_decompositions(_PLACEHOLDERS),
+            model.run_decompositions({torch.ops.involution.fused_involution.default: compose}),
             dynamo=True,
+            custom_translation_table=table,
             dynamic_shapes=names,  # of an exported program, nothing but the names of sizes that are open
             input_names=input_names,
             output_names=output_names,
@@ -90,8 +117,7 @@ def export(
             verbose=False,
         )
     assert program is not None
-    _define_functions(program)
-    _inline_functions(program)
+    _inline_loops(program)
     _check_domains(program)
     _forget_origin(program)
     program.model.metadata_props.update(metadata or {})
@@ -130,93 +156,8 @@ def _require() -> None:
         )
 
 
-# ---- the operations as calls of functions that are not there yet ----
-
-
-def _placeholder(operation: str, inputs: Sequence[Tensor], shape: Sequence[int], **window: Any) -> Tensor:
-    """A call of an ONNX function; the attributes say which, and are gone when it is defined."""
-    constants: dict[str, Any] = {}
-    for name, values in window.items():
-        if any(isinstance(value, torch.SymInt) for value in values):
-            raise TypeError(
-                f"The {name} of {operation} is {tuple(values)}, which depends on the sizes of tensors. The export to "
-                "ONNX needs integers that do not; only the sizes of maps can be left open."
-            )
-        constants[name] = [int(value) for value in values]
-    return torch.onnx.ops.symbolic(
-        f"involution::{operation}", inputs, constants, dtype=inputs[0].dtype, shape=shape, version=1
-    )
-
-
-def _involution(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> Tensor:
-    axes = len(stride)
-    shape = (*input.shape[:2], *weight.shape[2 + axes :])
-    window = {"stride": stride, "padding": padding, "dilation": dilation}
-    return _placeholder(
-        "involution", (input, weight), shape, kernel_size=weight.shape[2 : 2 + axes], **window
-    )
-
-
-def _involution_transpose(
-    input: Tensor, weight: Tensor, output_size: Size, stride: Size, padding: Size, dilation: Size
-) -> Tensor:
-    # The one operation whose result's size does not follow from the tensors': it is an input of its own.
-    size = torch.stack([torch.scalar_tensor(length, dtype=torch.int64) for length in output_size])
-    shape = (*input.shape[:2], *output_size)
-    window = {"stride": stride, "padding": padding, "dilation": dilation}
-    kernel_size = weight.shape[2 : 2 + len(stride)]
-    inputs = (input, weight, size)
-    return _placeholder("involution_transpose", inputs, shape, kernel_size=kernel_size, **window)
-
-
-def _local_correlation(
-    query: Tensor, key: Tensor, kernel_size: Size, groups: int, stride: Size, padding: Size, dilation: Size
-) -> Tensor:
-    shape = (query.shape[0], groups, *kernel_size, *query.shape[2:])
-    window = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
-    return _placeholder("local_correlation", (query, key), shape, groups=[groups], **window)
-
-
-_PLACEHOLDERS = {
-    torch.ops.involution.involution.default: _involution,
-    torch.ops.involution.involution_transpose.default: _involution_transpose,
-    torch.ops.involution.local_correlation.default: _local_correlation,
-    torch.ops.involution.fused_involution.default: compose,  # which has an involution in it
-}
-
-
-# ---- and the functions ----
-
-
-def _define_functions(program: torch.onnx.ONNXProgram) -> None:
-    """Gives every call the function that it is of; equal calls have one."""
-    import onnx_ir
-
-    from . import _onnx_functions as functions
-
-    model = program.model
-    known: dict[tuple, str] = {}
-    for node in model.graph.all_nodes():
-        if node.domain != functions.DOMAIN:
-            continue
-        attributes = {name: tuple(node.attributes[name].as_ints()) for name in node.attributes}
-        window = functions.Window(*(attributes[name] for name in functions.Window._fields))
-        dtype = int(node.inputs[0].dtype)  # type: ignore[union-attr, arg-type]
-        groups = attributes.get("groups", ())
-        key = (node.op_type, window, dtype, groups)
-        if key not in known:
-            known[key] = f"{node.op_type}_{len(known)}"
-            make = getattr(functions, node.op_type)
-            definition = make(window, dtype, model.opset_imports[""], *groups)
-            definition.name = known[key]
-            function = onnx_ir.from_proto(definition)
-            model.functions[function.identifier()] = function
-        node.op_type = known[key]
-        node.attributes.clear()
-
-
-def _inline_functions(program: torch.onnx.ONNXProgram) -> None:
-    """Puts the functions' nodes in the place of the calls, and simplifies."""
+def _inline_loops(program: torch.onnx.ONNXProgram) -> None:
+    """Puts the loops in the place of their calls, and simplifies."""
     import onnx_ir
     from onnx_ir.passes import common
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
+from .comparison import BATCH
 from .deployable import Deployable
-from .evaluate import BATCH
 from .formats import FORMATS, export_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,7 +65,7 @@ def export_checkpoint(
         output: the file to write, by default beside the checkpoint, with its name and the format's suffix.
         dtype: what the model computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"cpu"`` or ``"cuda"``, where a ``pt2`` or ``aoti`` file runs; an ``onnx`` file is made on the CPU.
-        opset_version: of an ONNX file's operators; see :func:`involution.onnx.export`.
+        opset_version: of an ONNX file's operators; see :func:`involution.export.onnx.export`.
 
     Returns:
         The file's path.
