@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from . import _arguments, _library, _tracing
+from ._docstrings import like_2d
 from ._tracing import numbers, shape
 
 __all__ = [
@@ -96,117 +97,49 @@ def _local_correlation(
     )
 
 
-def involution1d(
-    input: Tensor, weight: Tensor, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1
-) -> Tensor:
-    """Weighs every neighbourhood of ``input`` by a kernel of its own, shared across the channels of a group.
-
-    ``output[b, c, o] = sum_k weight[b, g, k, o] * input[b, c, o*stride - padding + k*dilation]``, where positions
-    outside the input are zeros that take part in the product (Li et al., CVPR 2021, section 3).
-
-    Args:
-        input: ``(B, C, L)``.
-        weight: ``(B, G, K, Lout)``, of the dtype and device of ``input``; ``C`` is divisible by ``G``.
-        stride: positions from one window to the next; an integer.
-        padding: zeros on both sides, an integer or one per axis; ``"same"`` keeps the size (stride 1; for an even
-            kernel the extra zero goes at the end), ``"valid"`` is 0.
-        dilation: positions from one kernel point to the next.
-
-    Returns:
-        ``(B, C, Lout)``, in the memory format of ``input``.
-
-    Raises:
-        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
-        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
-    """
-    return _involution(1, input, weight, stride, padding, dilation)
-
-
 def involution2d(
     input: Tensor, weight: Tensor, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1
 ) -> Tensor:
-    """Weighs every neighbourhood of ``input`` by a kernel of its own, shared across the channels of a group.
+    """Applies a 2D involution to an input: a convolution whose kernel differs from position to position.
 
-    ``output[b, c, o] = sum_k weight[b, g, k, o] * input[b, c, o*stride - padding + k*dilation]``, where positions
-    outside the input are zeros that take part in the product (Li et al., CVPR 2021, section 3).
+    The kernels are given, one for each output position and group of channels, and the channels of a group share it::
+
+        output[b, c, o] = sum over k of weight[b, g, k, o] * input[b, c, o*stride - padding + k*dilation]
+
+    Positions outside the input are zeros that take part in the product (Li et al., CVPR 2021, section 3).
 
     Args:
-        input: ``(B, C, H, W)``.
-        weight: ``(B, G, KH, KW, Hout, Wout)``, of the dtype and device of ``input``; ``C`` is divisible by ``G``.
-        stride: positions from one window to the next; an integer or one per axis.
-        padding: zeros on both sides, an integer or one per axis; ``"same"`` keeps the size (stride 1; for an even
-            kernel the extra zero goes at the end), ``"valid"`` is 0.
-        dilation: positions from one kernel point to the next.
+        input (Tensor): ``(B, C, H, W)``.
+        weight (Tensor): ``(B, G, KH, KW, Hout, Wout)``, of the dtype and device of ``input``. ``G`` divides ``C``.
+        stride (int or tuple of int): Step from one window to the next. Default: 1
+        padding (int, tuple of int or str): Zeros on both sides. ``"same"`` keeps the size, for a stride of 1; with an
+            even kernel the extra zero goes at the end. ``"valid"`` is 0. Default: 0
+        dilation (int or tuple of int): Step from one kernel point to the next. Default: 1
 
     Returns:
-        ``(B, C, Hout, Wout)``, in the memory format of ``input``.
+        Tensor: ``(B, C, Hout, Wout)``, in the memory format of ``input``.
 
     Raises:
-        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
-        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+        ValueError: If a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: If an argument has the wrong type, or a tensor a dtype that is not supported.
     """
     return _involution(2, input, weight, stride, padding, dilation)
 
 
+@like_2d(involution2d)
+def involution1d(
+    input: Tensor, weight: Tensor, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1
+) -> Tensor:
+    """Applies a 1D involution; :func:`involution2d` with one axis."""
+    return _involution(1, input, weight, stride, padding, dilation)
+
+
+@like_2d(involution2d)
 def involution3d(
     input: Tensor, weight: Tensor, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1
 ) -> Tensor:
-    """Weighs every neighbourhood of ``input`` by a kernel of its own, shared across the channels of a group.
-
-    ``output[b, c, o] = sum_k weight[b, g, k, o] * input[b, c, o*stride - padding + k*dilation]``, where positions
-    outside the input are zeros that take part in the product (Li et al., CVPR 2021, section 3).
-
-    Args:
-        input: ``(B, C, D, H, W)``.
-        weight: ``(B, G, KD, KH, KW, Dout, Hout, Wout)``, of the dtype and device of ``input``; ``C`` is divisible
-            by ``G``.
-        stride: positions from one window to the next; an integer or one per axis.
-        padding: zeros on both sides, an integer or one per axis; ``"same"`` keeps the size (stride 1; for an even
-            kernel the extra zero goes at the end), ``"valid"`` is 0.
-        dilation: positions from one kernel point to the next.
-
-    Returns:
-        ``(B, C, Dout, Hout, Wout)``, in the memory format of ``input``.
-
-    Raises:
-        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
-        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
-    """
+    """Applies a 3D involution; :func:`involution2d` with three axes."""
     return _involution(3, input, weight, stride, padding, dilation)
-
-
-def involution_transpose1d(
-    input: Tensor,
-    weight: Tensor,
-    stride: Size = 1,
-    padding: Size | str = 0,
-    output_padding: Size = 0,
-    dilation: Size = 1,
-) -> Tensor:
-    """Spreads every position of ``input`` over its neighbourhood by a kernel of its own: involution's transpose.
-
-    It is to involution what conv_transpose is to convolution: its gradient with respect to the input, and a
-    content-aware upsampler. ``output[b, c, i] = sum over k, o with i = o*stride - padding + k*dilation of
-    weight[b, g, k, o] * input[b, c, o]`` (the adjoint of Li et al., CVPR 2021, section 3). Along each axis
-    ``Out = (In - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1``.
-
-    Args:
-        input: ``(B, C, L)``.
-        weight: ``(B, G, K, L)``, one kernel for each input position, of the dtype and device of
-            ``input``; ``C`` is divisible by ``G``.
-        stride: output positions from one input position's window to the next.
-        padding: output positions left out on both sides; ``"same"`` keeps the size (stride 1), ``"valid"`` is 0.
-        output_padding: positions added at the end of each axis, fewer than the stride or the dilation.
-        dilation: positions from one kernel point to the next.
-
-    Returns:
-        ``(B, C, Lout)``, in the memory format of ``input``.
-
-    Raises:
-        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
-        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
-    """
-    return _involution_transpose(1, input, weight, stride, padding, output_padding, dilation)
 
 
 def involution_transpose2d(
@@ -217,32 +150,51 @@ def involution_transpose2d(
     output_padding: Size = 0,
     dilation: Size = 1,
 ) -> Tensor:
-    """Spreads every position of ``input`` over its neighbourhood by a kernel of its own: involution's transpose.
+    """Applies a 2D transposed involution to an input, as conv_transpose is to a convolution.
 
-    It is to involution what conv_transpose is to convolution: its gradient with respect to the input, and a
-    content-aware upsampler. ``output[b, c, i] = sum over k, o with i = o*stride - padding + k*dilation of
-    weight[b, g, k, o] * input[b, c, o]`` (the adjoint of Li et al., CVPR 2021, section 3). Along each axis
+    It is the gradient of an involution with respect to its input, and a content-aware upsampling: each position is
+    multiplied by its own kernel, and the products are added where the kernel's points lie::
+
+        output[b, c, i] = sum over k, o with i = o*stride - padding + k*dilation of weight[b, g, k, o] * input[b, c, o]
+
+    (the adjoint of Li et al., CVPR 2021, section 3). Along each axis
     ``Out = (In - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1``.
 
     Args:
-        input: ``(B, C, H, W)``.
-        weight: ``(B, G, KH, KW, H, W)``, one kernel for each input position, of the dtype and device of
-            ``input``; ``C`` is divisible by ``G``.
-        stride: output positions from one input position's window to the next.
-        padding: output positions left out on both sides; ``"same"`` keeps the size (stride 1), ``"valid"`` is 0.
-        output_padding: positions added at the end of each axis, fewer than the stride or the dilation.
-        dilation: positions from one kernel point to the next.
+        input (Tensor): ``(B, C, H, W)``.
+        weight (Tensor): ``(B, G, KH, KW, H, W)``, a kernel for each input position, of the dtype and device of
+            ``input``. ``G`` divides ``C``.
+        stride (int or tuple of int): Output positions from one input position's window to the next. Default: 1
+        padding (int, tuple of int or str): Output positions that are cut off on both sides. ``"same"`` keeps the size,
+            for a stride of 1; ``"valid"`` is 0. Default: 0
+        output_padding (int or tuple of int): Output positions that are added at the end of each axis, fewer than the
+            stride or the dilation. Default: 0
+        dilation (int or tuple of int): Step from one kernel point to the next. Default: 1
 
     Returns:
-        ``(B, C, Hout, Wout)``, in the memory format of ``input``.
+        Tensor: ``(B, C, Hout, Wout)``, in the memory format of ``input``.
 
     Raises:
-        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
-        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+        ValueError: If a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: If an argument has the wrong type, or a tensor a dtype that is not supported.
     """
     return _involution_transpose(2, input, weight, stride, padding, output_padding, dilation)
 
 
+@like_2d(involution_transpose2d)
+def involution_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+) -> Tensor:
+    """Applies a 1D transposed involution; :func:`involution_transpose2d` with one axis."""
+    return _involution_transpose(1, input, weight, stride, padding, output_padding, dilation)
+
+
+@like_2d(involution_transpose2d)
 def involution_transpose3d(
     input: Tensor,
     weight: Tensor,
@@ -251,66 +203,8 @@ def involution_transpose3d(
     output_padding: Size = 0,
     dilation: Size = 1,
 ) -> Tensor:
-    """Spreads every position of ``input`` over its neighbourhood by a kernel of its own: involution's transpose.
-
-    It is to involution what conv_transpose is to convolution: its gradient with respect to the input, and a
-    content-aware upsampler. ``output[b, c, i] = sum over k, o with i = o*stride - padding + k*dilation of
-    weight[b, g, k, o] * input[b, c, o]`` (the adjoint of Li et al., CVPR 2021, section 3). Along each axis
-    ``Out = (In - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1``.
-
-    Args:
-        input: ``(B, C, D, H, W)``.
-        weight: ``(B, G, KD, KH, KW, D, H, W)``, one kernel for each input position, of the dtype and device of
-            ``input``; ``C`` is divisible by ``G``.
-        stride: output positions from one input position's window to the next.
-        padding: output positions left out on both sides; ``"same"`` keeps the size (stride 1), ``"valid"`` is 0.
-        output_padding: positions added at the end of each axis, fewer than the stride or the dilation.
-        dilation: positions from one kernel point to the next.
-
-    Returns:
-        ``(B, C, Dout, Hout, Wout)``, in the memory format of ``input``.
-
-    Raises:
-        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
-        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
-    """
+    """Applies a 3D transposed involution; :func:`involution_transpose2d` with three axes."""
     return _involution_transpose(3, input, weight, stride, padding, output_padding, dilation)
-
-
-def local_correlation1d(
-    query: Tensor,
-    key: Tensor,
-    kernel_size: Size,
-    groups: int = 1,
-    stride: Size = 1,
-    padding: Size | str = 0,
-    dilation: Size = 1,
-) -> Tensor:
-    """The product of every position with its neighbourhood, summed over the channels of a group.
-
-    ``output[b, g, k, o] = sum over c in g of query[b, c, o] * key[b, c, o*stride - padding + k*dilation]``, where
-    positions outside the key are zeros that take part in the product. It is the gradient of involution with
-    respect to its weight, neighbourhood attention's q.k and a correlation layer.
-
-    Args:
-        query: ``(B, C, Lout)``, on output positions.
-        key: ``(B, C, L)``, on input positions, of the dtype and device of ``query``.
-        kernel_size: the neighbourhood, an integer or one per axis.
-        groups: ``G``, which divides ``C``.
-        stride: key positions from one query position's window to the next.
-        padding: zeros on both sides of the key; ``"same"`` keeps the size (stride 1; for an even kernel the extra
-            zero goes at the end), ``"valid"`` is 0.
-        dilation: positions from one kernel point to the next.
-
-    Returns:
-        ``(B, G, K, Lout)``; if ``query`` is channels_last, groups and kernel points are innermost
-        in memory, as a channels_last 1x1 convolution would give them.
-
-    Raises:
-        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
-        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
-    """
-    return _local_correlation(1, query, key, kernel_size, groups, stride, padding, dilation)
 
 
 def local_correlation2d(
@@ -322,33 +216,51 @@ def local_correlation2d(
     padding: Size | str = 0,
     dilation: Size = 1,
 ) -> Tensor:
-    """The product of every position with its neighbourhood, summed over the channels of a group.
+    """Computes a 2D local correlation: the products of each query with the keys in its window.
 
-    ``output[b, g, k, o] = sum over c in g of query[b, c, o] * key[b, c, o*stride - padding + k*dilation]``, where
-    positions outside the key are zeros that take part in the product. It is the gradient of involution with
-    respect to its weight, neighbourhood attention's q.k and a correlation layer.
+    It is the gradient of an involution with respect to its weight, the scores of neighbourhood attention, and a
+    correlation layer. Products are summed over the channels of a group::
+
+        output[b, g, k, o] = sum over c in g of query[b, c, o] * key[b, c, o*stride - padding + k*dilation]
+
+    Positions outside the key are zeros that take part in the product.
 
     Args:
-        query: ``(B, C, Hout, Wout)``, on output positions.
-        key: ``(B, C, H, W)``, on input positions, of the dtype and device of ``query``.
-        kernel_size: the neighbourhood, an integer or one per axis.
-        groups: ``G``, which divides ``C``.
-        stride: key positions from one query position's window to the next.
-        padding: zeros on both sides of the key; ``"same"`` keeps the size (stride 1; for an even kernel the extra
-            zero goes at the end), ``"valid"`` is 0.
-        dilation: positions from one kernel point to the next.
+        query (Tensor): ``(B, C, Hout, Wout)``.
+        key (Tensor): ``(B, C, H, W)``, of the dtype and device of ``query``.
+        kernel_size (int or tuple of int): Size of the window.
+        groups (int): ``G``, which divides ``C``. Default: 1
+        stride (int or tuple of int): Key positions from one query's window to the next. Default: 1
+        padding (int, tuple of int or str): Zeros on both sides of the key. ``"same"`` keeps the size, for a stride
+            of 1; with an even kernel the extra zero goes at the end. ``"valid"`` is 0. Default: 0
+        dilation (int or tuple of int): Step from one point of the window to the next. Default: 1
 
     Returns:
-        ``(B, G, KH, KW, Hout, Wout)``; if ``query`` is channels_last, groups and kernel points are innermost
-        in memory, as a channels_last 1x1 convolution would give them.
+        Tensor: ``(B, G, KH, KW, Hout, Wout)``. If ``query`` is channels_last, groups and kernel points are innermost in
+        memory, as a channels_last 1x1 convolution would give them.
 
     Raises:
-        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
-        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
+        ValueError: If a shape, size, stride, padding, dilation or device does not fit; the message says which.
+        TypeError: If an argument has the wrong type, or a tensor a dtype that is not supported.
     """
     return _local_correlation(2, query, key, kernel_size, groups, stride, padding, dilation)
 
 
+@like_2d(local_correlation2d)
+def local_correlation1d(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Size,
+    groups: int = 1,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+) -> Tensor:
+    """Computes a 1D local correlation; :func:`local_correlation2d` with one axis."""
+    return _local_correlation(1, query, key, kernel_size, groups, stride, padding, dilation)
+
+
+@like_2d(local_correlation2d)
 def local_correlation3d(
     query: Tensor,
     key: Tensor,
@@ -358,28 +270,5 @@ def local_correlation3d(
     padding: Size | str = 0,
     dilation: Size = 1,
 ) -> Tensor:
-    """The product of every position with its neighbourhood, summed over the channels of a group.
-
-    ``output[b, g, k, o] = sum over c in g of query[b, c, o] * key[b, c, o*stride - padding + k*dilation]``, where
-    positions outside the key are zeros that take part in the product. It is the gradient of involution with
-    respect to its weight, neighbourhood attention's q.k and a correlation layer.
-
-    Args:
-        query: ``(B, C, Dout, Hout, Wout)``, on output positions.
-        key: ``(B, C, D, H, W)``, on input positions, of the dtype and device of ``query``.
-        kernel_size: the neighbourhood, an integer or one per axis.
-        groups: ``G``, which divides ``C``.
-        stride: key positions from one query position's window to the next.
-        padding: zeros on both sides of the key; ``"same"`` keeps the size (stride 1; for an even kernel the extra
-            zero goes at the end), ``"valid"`` is 0.
-        dilation: positions from one kernel point to the next.
-
-    Returns:
-        ``(B, G, KD, KH, KW, Dout, Hout, Wout)``; if ``query`` is channels_last, groups and kernel points are innermost
-        in memory, as a channels_last 1x1 convolution would give them.
-
-    Raises:
-        ValueError: a shape, size, stride, padding, dilation or device does not fit; the message says which.
-        TypeError: an argument has the wrong type, or a tensor a dtype that is not supported.
-    """
+    """Computes a 3D local correlation; :func:`local_correlation2d` with three axes."""
     return _local_correlation(3, query, key, kernel_size, groups, stride, padding, dilation)

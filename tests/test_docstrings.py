@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import involution
+from involution._docstrings import like_2d
 
 MODULES = (
     "conversion",
@@ -28,3 +29,40 @@ def test_examples(name):
     names = {"torch": torch, "nn": nn, **vars(involution), **vars(involution.models)}
     results = doctest.testmod(module, extraglobs=names, raise_on_error=False)
     assert results.attempted and not results.failed
+
+
+@pytest.mark.parametrize("name", [name for name in involution.__all__ if name.endswith(("1d", "3d"))])
+def test_forms_of_one_and_three_axes_have_the_text_of_the_2d_form(name):
+    """Line for line, with the axes of their own and nothing of the 2D form's."""
+    text = getattr(involution, name).__doc__
+    model = getattr(involution, f"{name[:-2]}2d").__doc__
+    assert text.count("Default:") == model.count("Default:") > 0
+    assert "(B, C, L)" in text or "(B, C, D, H, W)" in text or "channels, L)" in text or "D, H, W)" in text
+    for other in ("2d", "2D", " KH, KW", ", KH*KW", "(B, C, H, W)", "channels, H, W)", ", Hout, Wout"):
+        assert other not in text.replace("Dout, Hout, Wout", "").replace("KD, KH, KW", "")
+
+
+def test_axes_are_replaced_and_the_example_is_the_form_s_own():
+    def double2d():
+        """Doubles a 2D map ``(B, H, W)`` to ``(B, KH, KW, Hout, Wout)``.
+
+        Example:
+            >>> double2d()
+        """
+
+    @like_2d(double2d)
+    def double1d():
+        """Short.
+
+        Example:
+            >>> double1d()
+        """
+
+    @like_2d(double2d)
+    def double3d():
+        """Short."""
+
+    assert double1d.__doc__ == (
+        "Doubles a 1D map ``(B, L)`` to ``(B, K, Lout)``.\n\nExample:\n    >>> double1d()\n"
+    )
+    assert double3d.__doc__ == "Doubles a 3D map ``(B, D, H, W)`` to ``(B, KD, KH, KW, Dout, Hout, Wout)``.\n"

@@ -1,8 +1,8 @@
-"""Kernels made by attention: every position asks its neighbourhood, and a learned kernel has a say.
+"""Kernels made by attention: scores of each position's window, plus a learned prior.
 
-The scores are those of local self-attention (Ramachandran et al., "Stand-Alone Self-Attention in Vision
-Models", NeurIPS 2019); as a kernel shared across the channels of a group they are what involution takes
-(Li et al., CVPR 2021, section 3, where "kernel generation" leaves open how the kernel is made).
+The scores are those of local self-attention (Ramachandran et al., "Stand-Alone Self-Attention in Vision Models",
+NeurIPS 2019). Here they are kernels of an involution, which the channels of a group share (Li et al., CVPR 2021, whose
+section 3 leaves open how kernels are made).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ GROUP_WIDTH = 16
 
 
 def kernel_decompose(weight: Tensor) -> Tensor:
-    """The kernel points of a convolution: one ``(out, in)`` matrix for each point, in row-major order.
+    """Decomposes the weight of a convolution into a matrix ``(out, in)`` for each kernel point, in row-major order.
 
-    ``points[k, o, i] = weight[o, i, *unravel(k)]``, so that the convolution is the sum over ``k`` of
-    ``points[k]`` applied to the input shifted by ``k``. The result is differentiable, and it is a view of
-    ``weight`` where the kernel axes can be merged without a copy, as in contiguous and channels_last storage.
+    ``points[k, o, i] = weight[o, i, *unravel(k)]``, so that the convolution is the sum over ``k`` of ``points[k]``
+    applied to the input shifted by ``k``. The result is differentiable. It is a view of ``weight`` if the kernel axes
+    can be merged without a copy, as in contiguous and channels_last storage.
 
     Args:
-        weight: ``(out, in, *K)`` with one, two or three kernel axes, as in ``torch.nn.Conv1d`` to ``Conv3d``.
+        weight (Tensor): ``(out, in, *K)`` with one, two or three kernel axes, as in ``torch.nn.Conv1d`` to ``Conv3d``.
 
     Returns:
-        ``(prod(K), out, in)``.
+        Tensor: ``(prod(K), out, in)``.
 
     Raises:
-        TypeError: ``weight`` is not a tensor.
-        ValueError: ``weight`` does not have one, two or three kernel axes.
+        TypeError: If ``weight`` is not a tensor.
+        ValueError: If ``weight`` does not have one, two or three kernel axes.
     """
     _check_weight(weight)
     return weight.flatten(2).permute(2, 0, 1)
@@ -55,7 +55,7 @@ def _check_weight(weight: Tensor) -> None:
 
 
 class AttentionModule(NotScriptable, nn.Module):
-    """Makes one kernel for each position and group, by attention to the neighbourhood of the position.
+    """Makes an involution's kernels, one for each position and group, by attention to the window around it.
 
     With ``query`` and ``key`` made by 1x1 convolutions to ``R = max(1, channels // 2)`` channels::
 
@@ -63,28 +63,28 @@ class AttentionModule(NotScriptable, nn.Module):
         prior[g, k]       = (channels / G * in)**-0.5 * sum over o in g, i of kernel_points[k, o, i]
         weight[b, g, :, o] = softmax over k of (score[b, g, k, o] + prior[g, k])
 
-    ``front = (K - 1) // 2`` along each axis, which keeps the size. Neighbours outside the map are zeros, with
-    a score of 0. The factors keep score and prior at one scale, whatever the width.
+    ``front = (K - 1) // 2`` along each axis, which keeps the size. Positions outside the map are zeros with a score
+    of 0. The factors keep score and prior at one scale for every number of channels.
 
-    Source: the scores are those of Ramachandran et al., NeurIPS 2019; a kernel shared across the channels of
-    a group is that of Li et al., CVPR 2021, section 3.
+    Source: the scores are those of Ramachandran et al., NeurIPS 2019. A kernel shared by the channels of a group is
+    that of Li et al., CVPR 2021, section 3.
 
     Args:
-        channels: channels of the features.
-        kernel_size: the neighbourhood, an integer or one per axis; odd or even.
-        groups: ``G``, a divisor of both ``channels`` and ``R``. By default as many as leave at least
-            16 channels in each, and one where that is impossible.
-        device: where the parameters are made.
-        dtype: their type.
+        channels (int): Channels of the features.
+        kernel_size (int or tuple of int): Size of the window, odd or even.
+        groups (int, optional): ``G``, which divides both ``channels`` and ``R``. Default: as many as leave at least 16
+            channels in each group, or 1 if none do
+        device (torch.device or str, optional): Where the parameters are made. Default: torch's default device
+        dtype (torch.dtype, optional): Type of the parameters. Default: torch's default dtype
 
     Attributes:
-        query: 1x1 convolution, with a bias.
-        key: 1x1 convolution without one: it would add the same number to the scores of a whole neighbourhood,
-            which the softmax takes out again, except at the map's border.
+        query (nn.Conv2d): 1x1 convolution, with a bias.
+        key (nn.Conv2d): 1x1 convolution without a bias, which would add the same number to all scores of a window. The
+            softmax would cancel it, except at the map's border.
 
     Raises:
-        ValueError: an argument is out of range; the message says which.
-        TypeError: an argument has the wrong type.
+        ValueError: If an argument is out of range; the message says which.
+        TypeError: If an argument has the wrong type.
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class AttentionModule(NotScriptable, nn.Module):
         self.key = nn.Conv2d(channels, reduced, 1, bias=False, device=device, dtype=dtype)
 
     def forward(self, features: Tensor, kernel_points: Tensor) -> Tensor:
-        """The kernel of every position.
+        """Makes the kernels.
 
         Args:
-            features: ``(B, channels, H, W)``.
-            kernel_points: ``(prod(K), channels, in)``, from :func:`kernel_decompose`.
+            features (Tensor): ``(B, channels, H, W)``.
+            kernel_points (Tensor): ``(prod(K), channels, in)``, from :func:`kernel_decompose`.
 
         Returns:
-            ``(B, G, *K, H, W)``: at every position of every group numbers of sum 1, stored as
-            :func:`involution.local_correlation2d` would store them.
+            Tensor: ``(B, G, *K, H, W)``, whose kernels each sum to 1, in the memory format that
+            :func:`involution.local_correlation2d` gives.
 
         Raises:
-            ValueError: ``features`` or ``kernel_points`` has the wrong shape.
+            ValueError: If ``features`` or ``kernel_points`` has the wrong shape.
         """
         check_map(features, "features", self.channels)
         query, key = self.query(features), self.key(features)
@@ -138,7 +138,7 @@ class AttentionModule(NotScriptable, nn.Module):
 
 @fx.wrap
 def _prior(kernel_points: Tensor, kernel_size: Sequence[int], channels: int, groups: int) -> Tensor:
-    """``(G, prod(K))``: what the convolution's kernel points say of each group and point."""
+    """``(G, prod(K))``: the prior of each group and point, from the convolution's kernel points."""
     expected = (math.prod(kernel_size), channels)
     if kernel_points.dim() != 3 or tuple(shape(kernel_points)[:2]) != expected:
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from .. import _arguments, _fused, _library, _tracing
 from .._composition import is_channels_last
+from .._docstrings import like_2d
 from .._fused import Availability
 from ._shared import RELU, ActivationLayer, NormLayer, check_map, pad_argument, per_axis_text
 from .epilogue import Epilogue
@@ -166,85 +167,75 @@ def _check_reach(input: Tensor, window: _arguments.Window) -> None:
     _arguments.output_size(_tracing.shape(input)[2:], window, "input")
 
 
-class Involution1d(_Involution):
-    """Involution of sequences with kernels made from them; arguments and formula are :class:`Involution2d`'s.
-
-    Shape:
-        ``(B, channels, L)`` to ``(B, out_channels, Lout)``.
-
-    Example:
-        >>> Involution1d(64, kernel_size=7, stride=2)(torch.randn(2, 64, 101)).shape
-        torch.Size([2, 64, 51])
-    """
-
-    axes = 1
-
-
 class Involution2d(_Involution):
-    """Involution with kernels made from its input: what takes the place of a convolution.
+    """Applies a 2D involution whose kernels are made from the input, in the place of a convolution.
 
     ::
 
         kernels = normalise(span(activation(norm(reduce(pool(input))))))             (B, G, KH, KW, Hout, Wout)
         output  = involution2d(project(input), kernels, stride, padding, dilation)   (B, out_channels, Hout, Wout)
 
-    ``pool`` is an average pool of size ``stride`` and takes part only with a stride, ``project`` only where
-    ``out_channels`` is not ``channels``. Source: Li et al., "Involution: Inverting the Inherence of Convolution
-    for Visual Recognition", CVPR 2021, section 3; the defaults are RedNet's. As there, the kernels are not
-    normalised by default: clip gradients in training.
+    ``pool`` is an average pool of size ``stride``, which a layer without a stride does not have. ``project`` is
+    there only if ``out_channels`` is not ``channels``. Source: Li et al., "Involution: Inverting the Inherence of
+    Convolution for Visual Recognition", CVPR 2021, section 3. The defaults are RedNet's. As there, the kernels are
+    not normalised by default: clip gradients in training.
 
-    ``padding="same"`` pads ``dilation*(K - 1)`` zeros along each axis, half of them in front and the odd one at
-    the end, so that the window of output ``o`` is centred at input ``o*stride`` and ``Out = ceil(In / stride)``,
-    whether the stride divides the size or not. For odd kernels without dilation that is the paper's padding,
-    ``(K - 1) // 2`` on both sides. The kernel of output ``o`` is made from the mean of the ``stride`` positions
-    that begin at its window's centre, or of as many of them as there are. Any other padding gives the output size
-    that it gives a convolution, and moves kernels and windows together: the kernel branch then sees the input
-    cropped, or extended by zeros, so that it begins at the first window's centre.
+    ``padding="same"`` adds ``dilation*(K - 1)`` zeros along each axis, half of them in front; an odd one goes at the
+    end. So the window of output ``o`` is centred at input ``o*stride``, and ``Out = ceil(In / stride)`` for every
+    size. For odd kernels without dilation this is the paper's padding, ``(K - 1) // 2`` on both sides. The kernel of
+    output ``o`` is made from the mean of the ``stride`` positions that begin at its window's centre, fewer at the end
+    of the map. Any other padding gives the output size of a convolution with that padding. It moves kernels and
+    windows together: the kernel branch gets the input cropped, or padded by zeros, so that it begins at the first
+    window's centre.
 
     Args:
-        channels: channels of the input.
-        kernel_size: an integer or one per axis; odd or even.
-        stride: positions from one window to the next; an integer or one per axis.
-        padding: zeros on both sides, an integer or one per axis; ``"same"`` as above, ``"valid"`` is 0.
-        dilation: positions from one kernel point to the next; an integer or one per axis.
-        group_channels: how many output channels share a kernel; where there are fewer, all of them do. 16 by default,
-            unless ``groups`` is given.
-        reduction_ratio: the kernel branch narrows to ``channels // reduction_ratio`` channels, at least one.
-        groups: the number of groups ``G``, in place of ``group_channels``; if both are given, they must agree.
-        out_channels: channels of the output; by default ``channels``.
-        norm_layer: a class or callable that makes the kernel branch's normalisation from its number of channels, such
-            as ``nn.SyncBatchNorm`` or ``functools.partial(nn.GroupNorm, 4)``; ``"batch"``, the default, is batch
-            normalisation of as many axes as the layer has. None leaves it out, and ``reduce`` then has a bias.
-        activation_layer: a class or callable that makes the kernel branch's activation, ``nn.ReLU`` by default; None
-            leaves it out.
-        kernel_normalizer: None, ``"softmax"`` over the points of a kernel (as in CARAFE and DynamicConv), or a
-            callable, which takes ``(B, G, KH*KW, Hout, Wout)`` and keeps the shape; a module is one, a class is not.
-        bias: whether ``span`` has one: the part of the kernels that all positions share.
-        fused: whether to run ``span`` and the involution as one kernel, which never writes the kernels and makes them
-            again in a backward pass. None does so where there is such a kernel and it is the faster way
-            (:meth:`fused_available` says where and why not), True demands it, False never does. Results differ by
-            rounding only.
-        device: where the parameters are made.
-        dtype: their type.
+        channels (int): Channels of the input.
+        kernel_size (int or tuple of int): Size of the kernels, odd or even. Default: 7
+        stride (int or tuple of int): Step from one window to the next. Default: 1
+        padding (int, tuple of int or str): Zeros on both sides, or ``"same"`` as above; ``"valid"`` is 0.
+            Default: ``"same"``
+        dilation (int or tuple of int): Step from one kernel point to the next. Default: 1
+        group_channels (int, optional): How many output channels share a kernel. If there are fewer, all of them do.
+            Default: 16, unless ``groups`` is given
+        reduction_ratio (int): The kernel branch has ``channels // reduction_ratio`` channels, at least one. Default: 4
+        groups (int, optional): The number of groups ``G``, in place of ``group_channels``. If both are given, they must
+            agree. Default: None
+        out_channels (int, optional): Channels of the output. Default: ``channels``
+        norm_layer (callable or str, optional): A class or callable that makes the kernel branch's normalisation from
+            its number of channels, such as ``nn.SyncBatchNorm`` or ``functools.partial(nn.GroupNorm, 4)``. ``"batch"``
+            is batch normalisation of as many axes as the layer has. None leaves it out, and ``reduce`` then has a bias.
+            Default: ``"batch"``
+        activation_layer (callable, optional): A class or callable that makes the kernel branch's activation. None
+            leaves it out. Default: ``nn.ReLU``
+        kernel_normalizer (callable or str, optional): ``"softmax"`` over the points of a kernel, as in CARAFE and
+            DynamicConv, or a callable that takes ``(B, G, KH*KW, Hout, Wout)`` and keeps the shape. It may be a module,
+            but not a module's class. Default: None
+        bias (bool): Whether ``span`` has a bias, the part of the kernels that all positions share. Default: True
+        fused (bool, optional): Whether ``span`` and the involution run as one kernel, which does not write the kernels
+            to memory and makes them again in the backward pass. True demands it and False forbids it. None takes it
+            where it exists and is the faster way; :meth:`fused_available` says where, and why not. Results differ by
+            rounding only. Default: None
+        device (torch.device or str, optional): Where the parameters are made. Default: torch's default device
+        dtype (torch.dtype, optional): Type of the parameters. Default: torch's default dtype
 
     Attributes:
-        reduce: 1x1 convolution to the kernel branch's channels.
-        norm: the normalisation, or None.
-        activation: the activation, or None.
-        span: 1x1 convolution to ``G * KH * KW`` channels, in this order, row-major.
-        project: 1x1 convolution to ``out_channels``, or None.
-        pool: the average pool, or None.
-        fused: as given; it may be changed.
-        epilogue: the norm and ReLU behind the layer, where :func:`involution.models.fuse` has put them into it, or
-            None.
+        reduce (nn.Module): 1x1 convolution to the kernel branch's channels.
+        norm (nn.Module or None): The normalisation.
+        activation (nn.Module or None): The activation.
+        span (nn.Module): 1x1 convolution to ``G * KH*KW`` channels, in this order, row-major.
+        project (nn.Module or None): 1x1 convolution to ``out_channels``.
+        pool (nn.Module or None): The average pool.
+        fused (bool or None): As given. It may be changed.
+        epilogue (nn.Module or None): The norm and ReLU that follow the layer, if :func:`involution.models.fuse` has
+            put them into it.
 
     Shape:
-        ``(B, channels, H, W)`` to ``(B, out_channels, Hout, Wout)``, in the memory format of the input and, outside
-        of autocast, its dtype.
+        ``(B, channels, H, W)`` to ``(B, out_channels, Hout, Wout)``, in the memory format of the input, and in its
+        dtype except under autocast.
 
     Raises:
-        ValueError: an argument is out of range; the message says which.
-        TypeError: an argument has the wrong type.
+        ValueError: If an argument is out of range; the message says which.
+        TypeError: If an argument has the wrong type.
 
     Example:
         >>> Involution2d(64, kernel_size=7, stride=2)(torch.randn(2, 64, 56, 55)).shape
@@ -254,11 +245,21 @@ class Involution2d(_Involution):
     axes = 2
 
 
-class Involution3d(_Involution):
-    """Involution of volumes with kernels made from them; arguments and formula are :class:`Involution2d`'s.
+@like_2d(Involution2d)
+class Involution1d(_Involution):
+    """Applies a 1D involution, of a sequence; :class:`Involution2d` with one axis.
 
-    Shape:
-        ``(B, channels, D, H, W)`` to ``(B, out_channels, Dout, Hout, Wout)``.
+    Example:
+        >>> Involution1d(64, kernel_size=7, stride=2)(torch.randn(2, 64, 101)).shape
+        torch.Size([2, 64, 51])
+    """
+
+    axes = 1
+
+
+@like_2d(Involution2d)
+class Involution3d(_Involution):
+    """Applies a 3D involution, of a volume; :class:`Involution2d` with three axes.
 
     Example:
         >>> Involution3d(32, kernel_size=(1, 3, 3), stride=(1, 2, 2))(torch.randn(2, 32, 4, 9, 8)).shape

@@ -1,4 +1,4 @@
-"""The layer: a convolution whose features are refined by kernels made from themselves."""
+"""A convolution, and an involution that refines its features."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .attention import AttentionModule, kernel_decompose
 
 
 class KernelPointConv2d(nn.Conv2d):
-    """A ``torch.nn.Conv2d`` that, if asked, also gives the kernel points it has computed with.
+    """A ``torch.nn.Conv2d`` that can also return the kernel points of its weight.
 
-    A weight is only to be read inside of its own module's forward: hooks, sharding and offloading may bring it for
-    the call and take it away afterwards, and a parametrisation makes it anew each time.
+    A weight may only be read in its own module's forward: hooks, sharding and offloading may load it for the call and
+    remove it afterwards, and a parametrisation makes a new one for each call.
     """
 
     def forward(self, input: Tensor, kernel_points: bool = False) -> Any:
@@ -29,7 +29,7 @@ class KernelPointConv2d(nn.Conv2d):
 
 
 class InvolutionLayer(NotScriptable, nn.Module):
-    """A convolution, plus an involution of its features by kernels made of these and of its weight.
+    """Applies a 2D convolution and adds an involution of the result, with kernels made by attention.
 
     ::
 
@@ -37,36 +37,35 @@ class InvolutionLayer(NotScriptable, nn.Module):
         weights  = attention(features, kernel_decompose(conv.weight))   (B, G, KH, KW, Hout, Wout)
         output   = features + involution2d(value(features), weights, padding="same")
 
-    ``conv`` alone fixes the shape: along each axis ``Out = floor((In + 2*padding - K) / stride) + 1``.
-    Its weight also takes part as the attention's learned prior over kernel points. With a kernel of one point
-    the softmax leaves a weight of 1, so ``attention`` has nothing to learn.
+    The shape is the convolution's: along each axis ``Out = floor((In + 2*padding - K) / stride) + 1``. The
+    convolution's weight is also the attention's learned prior over kernel points. A kernel of one point has a weight
+    of 1 after the softmax, so that ``attention`` has nothing to learn.
 
-    Source: involution with a kernel shared across the channels of a group is that of Li et al., "Involution:
-    Inverting the Inherence of Convolution for Visual Recognition", CVPR 2021, section 3; for the kernel see
-    :class:`AttentionModule`.
+    Source: the involution is that of Li et al., "Involution: Inverting the Inherence of Convolution for Visual
+    Recognition", CVPR 2021, section 3. The kernels are those of :class:`AttentionModule`.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: of the convolution and of the attention's neighbourhood, an integer or one per axis;
-            odd or even.
-        stride: of the convolution, an integer or one per axis.
-        padding: of the convolution, an integer, one per axis, ``"same"`` (stride 1) or ``"valid"``.
-        groups: how many kernels each position has; channels of a group share one. A divisor of both
-            ``out_channels`` and ``max(1, out_channels // 2)``. By default as many as leave at
-            least 16 channels in each group, and one where that is impossible.
-        device: where the parameters are made.
-        dtype: their type.
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output.
+        kernel_size (int or tuple of int): Size of the convolution's kernel and of the attention's window, odd or even.
+        stride (int or tuple of int): Stride of the convolution. Default: 1
+        padding (int, tuple of int or str): Padding of the convolution; ``"same"``, for a stride of 1, or ``"valid"``.
+            Default: 0
+        groups (int, optional): How many kernels each position has; the channels of a group share one. It divides both
+            ``out_channels`` and ``max(1, out_channels // 2)``. Default: as many as leave at least 16 channels in each
+            group, or 1 if none do
+        device (torch.device or str, optional): Where the parameters are made. Default: torch's default device
+        dtype (torch.dtype, optional): Type of the parameters. Default: torch's default dtype
 
     Attributes:
-        conv: the convolution. The layer calls it with ``kernel_points=True``, upon which it returns a pair, the
-            features and the kernel points of the weight that made them; hooks on it see the pair.
-        attention: the :class:`AttentionModule`.
-        value: 1x1 convolution that makes the values that are weighed.
+        conv (KernelPointConv2d): The convolution. The layer calls it with ``kernel_points=True`` and gets a pair of
+            the features and the kernel points of the weight that made them. Hooks on it see the pair.
+        attention (AttentionModule): Makes the kernels.
+        value (nn.Conv2d): 1x1 convolution whose result the kernels are applied to.
 
     Raises:
-        ValueError: an argument is out of range; the message says which.
-        TypeError: an argument has the wrong type.
+        ValueError: If an argument is out of range; the message says which.
+        TypeError: If an argument has the wrong type.
 
     Example:
         >>> InvolutionLayer(3, 64, 3)(torch.randn(1, 3, 224, 224)).shape

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import _arguments, _tracing
+from .._docstrings import like_2d
 from ._shared import RELU, ActivationLayer, NormLayer, check_map, per_axis_text
 from .kernel_branch import KernelBranch, KernelNormalizer, factory_arguments
 
@@ -115,58 +116,49 @@ def _output_size(
     return _arguments.transposed_size(size, window, output_padding)
 
 
-class InvolutionTranspose1d(_InvolutionTranspose):
-    """Learned upsampling of sequences; arguments and formula are :class:`InvolutionTranspose2d`'s.
-
-    Shape:
-        ``(B, channels, L)`` to ``(B, out_channels, Lout)``.
-
-    Example:
-        >>> InvolutionTranspose1d(64)(torch.randn(2, 64, 25)).shape
-        torch.Size([2, 64, 50])
-    """
-
-    axes = 1
-
-
 class InvolutionTranspose2d(_InvolutionTranspose):
-    """Learned, content-aware upsampling: every position is spread by a kernel made from the features there.
+    """Applies a 2D transposed involution whose kernels are made from the input: a learned, content-aware upsampling.
 
     ::
 
         kernels = normalise(span(activation(norm(reduce(input)))))             (B, G, KH, KW, H, W)
         output  = involution_transpose2d(project(input), kernels, stride, ...) (B, out_channels, Hout, Wout)
 
-    It is to :class:`Involution2d` what ``ConvTranspose2d`` is to ``Conv2d`` (the adjoint of Li et al., CVPR 2021,
-    section 3; the kernel branch is the one from there). Along each axis
-    ``Out = (In - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1``, and ``padding="same"`` leaves
-    out ``dilation*(K - 1) + 1 - stride`` positions in all, the odd one at the end, so that ``Out = In * stride``.
+    It is to :class:`Involution2d` what ``ConvTranspose2d`` is to ``Conv2d``: the adjoint of Li et al., CVPR 2021,
+    section 3, with the kernel branch from there. Along each axis
+    ``Out = (In - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1``. ``padding="same"`` cuts off
+    ``dilation*(K - 1) + 1 - stride`` positions in all, an odd one at the end, so that ``Out = In * stride``.
 
     Args:
-        channels: channels of the input.
-        kernel_size: an integer or one per axis. A multiple of the stride covers every output equally often.
-        stride: output positions from one input position's window to the next; the factor of upsampling.
-        padding: output positions left out on both sides, or ``"same"``, or ``"valid"``, which is 0.
-        output_padding: positions added at the end of each axis, fewer than the stride or the dilation.
-        dilation: positions from one kernel point to the next.
-        group_channels: how many output channels share a kernel; where there are fewer, all of them do. 16 by default,
-            unless ``groups`` is given.
-        reduction_ratio: the kernel branch narrows to ``channels // reduction_ratio`` channels, at least one.
-        groups: the number of groups ``G``, in place of ``group_channels``; if both are given, they must agree.
-        out_channels: channels of the output; by default ``channels``.
-        norm_layer: as in :class:`Involution2d`.
-        activation_layer: as in :class:`Involution2d`.
-        kernel_normalizer: as in :class:`Involution2d`.
-        bias: whether ``span`` has one.
-        device: where the parameters are made.
-        dtype: their type.
+        channels (int): Channels of the input.
+        kernel_size (int or tuple of int): Size of the kernels. A multiple of the stride covers every output equally
+            often. Default: 4
+        stride (int or tuple of int): The factor of upsampling: output positions from one input position's window to
+            the next. Default: 2
+        padding (int, tuple of int or str): Output positions that are cut off on both sides, or ``"same"`` as above;
+            ``"valid"`` is 0. Default: ``"same"``
+        output_padding (int or tuple of int): Output positions that are added at the end of each axis, fewer than the
+            stride or the dilation. Default: 0
+        dilation (int or tuple of int): Step from one kernel point to the next. Default: 1
+        group_channels (int, optional): How many output channels share a kernel. If there are fewer, all of them do.
+            Default: 16, unless ``groups`` is given
+        reduction_ratio (int): The kernel branch has ``channels // reduction_ratio`` channels, at least one. Default: 4
+        groups (int, optional): The number of groups ``G``, in place of ``group_channels``. If both are given, they must
+            agree. Default: None
+        out_channels (int, optional): Channels of the output. Default: ``channels``
+        norm_layer (callable or str, optional): As in :class:`Involution2d`. Default: ``"batch"``
+        activation_layer (callable, optional): As in :class:`Involution2d`. Default: ``nn.ReLU``
+        kernel_normalizer (callable or str, optional): As in :class:`Involution2d`. Default: None
+        bias (bool): Whether ``span`` has a bias. Default: True
+        device (torch.device or str, optional): Where the parameters are made. Default: torch's default device
+        dtype (torch.dtype, optional): Type of the parameters. Default: torch's default dtype
 
     Shape:
         ``(B, channels, H, W)`` to ``(B, out_channels, Hout, Wout)``.
 
     Raises:
-        ValueError: an argument is out of range; the message says which.
-        TypeError: an argument has the wrong type.
+        ValueError: If an argument is out of range; the message says which.
+        TypeError: If an argument has the wrong type.
 
     Example:
         >>> InvolutionTranspose2d(64)(torch.randn(2, 64, 14, 13)).shape
@@ -176,11 +168,21 @@ class InvolutionTranspose2d(_InvolutionTranspose):
     axes = 2
 
 
-class InvolutionTranspose3d(_InvolutionTranspose):
-    """Learned upsampling of volumes; arguments and formula are :class:`InvolutionTranspose2d`'s.
+@like_2d(InvolutionTranspose2d)
+class InvolutionTranspose1d(_InvolutionTranspose):
+    """Applies a 1D transposed involution, to a sequence; :class:`InvolutionTranspose2d` with one axis.
 
-    Shape:
-        ``(B, channels, D, H, W)`` to ``(B, out_channels, Dout, Hout, Wout)``.
+    Example:
+        >>> InvolutionTranspose1d(64)(torch.randn(2, 64, 25)).shape
+        torch.Size([2, 64, 50])
+    """
+
+    axes = 1
+
+
+@like_2d(InvolutionTranspose2d)
+class InvolutionTranspose3d(_InvolutionTranspose):
+    """Applies a 3D transposed involution, to a volume; :class:`InvolutionTranspose2d` with three axes.
 
     Example:
         >>> InvolutionTranspose3d(32, kernel_size=(1, 2, 2), stride=(1, 2, 2))(torch.randn(2, 32, 3, 4, 5)).shape

@@ -1,4 +1,4 @@
-"""Attention of every position to its neighbourhood, made of local correlation and involution."""
+"""Local self-attention, made of a local correlation and an involution."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _arguments, _library, _tracing
+from .._docstrings import like_2d
 from ._shared import CONVOLUTIONS, NotScriptable, check_count, check_map, per_axis_text, softmax_over_points
 from .kernel_branch import factory_arguments
 
@@ -191,22 +192,8 @@ def _outside(scores: Tensor, size: Sequence[int], window: _arguments.Window) -> 
     return outside
 
 
-class LocalAttention1d(_LocalAttention):
-    """Neighbourhood attention in sequences; arguments and formula are :class:`LocalAttention2d`'s.
-
-    Shape:
-        ``(B, channels, L)`` to ``(B, out_channels, ceil(L / stride))``.
-
-    Example:
-        >>> LocalAttention1d(64, kernel_size=9)(torch.randn(2, 64, 100)).shape
-        torch.Size([2, 64, 100])
-    """
-
-    axes = 1
-
-
 class LocalAttention2d(_LocalAttention):
-    """Multi-head attention of every position to its neighbourhood, with a relative position bias.
+    """Applies 2D local self-attention: multi-head attention of each position to the window around it.
 
     For each head, with ``D = channels / num_heads`` and the head's channels of the 1x1 convolutions of the input::
 
@@ -214,37 +201,43 @@ class LocalAttention2d(_LocalAttention):
         weight[:, o] = softmax of score[:, o] over the points k that lie in the map
         output[c, o] = sum over k of weight[k, o] * value[c, o*stride - front + k*dilation]
 
-    and a last 1x1 convolution of the output. ``front = dilation*(K - 1) // 2`` along each axis, so that windows are
+    followed by a 1x1 convolution of the output. ``front = dilation*(K - 1) // 2`` along each axis, so that windows are
     centred at ``o*stride``. The first line is a local correlation, the last an involution.
 
-    Source: Ramachandran et al., "Stand-Alone Self-Attention in Vision Models", NeurIPS 2019; the position bias as
-    one learned number for each head and offset is that of Liu et al., "Swin Transformer", ICCV 2021.
+    At the borders of the map windows are masked, not shifted: a position there attends to the part of its window that
+    lies in the map. So this is the attention of Ramachandran et al., "Stand-Alone Self-Attention in Vision Models",
+    NeurIPS 2019. It is not the neighbourhood attention of Hassani et al., CVPR 2023 (NATTEN), which shifts windows
+    inwards and gives every position as many neighbours. The position bias, a learned number for each head and offset,
+    is that of Liu et al., "Swin Transformer", ICCV 2021.
 
     Args:
-        channels: channels of the input, and of query, key and value.
-        kernel_size: the neighbourhood, an integer or one per axis; odd or even.
-        stride: positions from one query to the next; an integer or one per axis.
-        dilation: positions from one point of the neighbourhood to the next; an integer or one per axis.
-        num_heads: a divisor of ``channels``; by default one for each 32 channels, or the nearest number below that
-            divides both.
-        out_channels: channels of the output; by default ``channels``.
-        relative_position_bias: whether there is a ``position_bias``.
-        bias: whether the 1x1 convolutions have one.
-        dropout: probability to zero a weight in training.
-        device: where the parameters are made.
-        dtype: their type.
+        channels (int): Channels of the input, and of query, key and value.
+        kernel_size (int or tuple of int): Size of the window, odd or even. Default: 7
+        stride (int or tuple of int): Step from one query to the next. Default: 1
+        dilation (int or tuple of int): Step from one point of the window to the next. Default: 1
+        num_heads (int, optional): A divisor of ``channels``. Default: the greatest common divisor of ``channels`` and
+            ``channels // 32``
+        out_channels (int, optional): Channels of the output. Default: ``channels``
+        relative_position_bias (bool): Whether there is a ``position_bias``. Default: True
+        bias (bool): Whether the 1x1 convolutions have a bias. Default: True
+        dropout (float): Probability that a weight is set to zero in training. Default: 0.0
+        device (torch.device or str, optional): Where the parameters are made. Default: torch's default device
+        dtype (torch.dtype, optional): Type of the parameters. Default: torch's default dtype
 
     Attributes:
-        query, key, value, project: the 1x1 convolutions; that of the queries carries the stride.
-        position_bias: ``(num_heads, KH, KW)``, starting at zero, or None.
+        query (nn.Module): 1x1 convolution, which has the stride.
+        key (nn.Module): 1x1 convolution.
+        value (nn.Module): 1x1 convolution.
+        project (nn.Module): 1x1 convolution of the output.
+        position_bias (nn.Parameter or None): ``(num_heads, KH, KW)``, zero at first.
 
     Shape:
         ``(B, channels, H, W)`` and, optionally, a ``(B, H, W)`` key padding mask to
         ``(B, out_channels, ceil(H / stride), ceil(W / stride))``.
 
     Raises:
-        ValueError: an argument is out of range; the message says which.
-        TypeError: an argument has the wrong type.
+        ValueError: If an argument is out of range; the message says which.
+        TypeError: If an argument has the wrong type.
 
     Example:
         >>> LocalAttention2d(64, kernel_size=7, num_heads=4)(torch.randn(2, 64, 14, 15)).shape
@@ -254,11 +247,21 @@ class LocalAttention2d(_LocalAttention):
     axes = 2
 
 
-class LocalAttention3d(_LocalAttention):
-    """Neighbourhood attention in volumes; arguments and formula are :class:`LocalAttention2d`'s.
+@like_2d(LocalAttention2d)
+class LocalAttention1d(_LocalAttention):
+    """Applies 1D local self-attention, to a sequence; :class:`LocalAttention2d` with one axis.
 
-    Shape:
-        ``(B, channels, D, H, W)`` to ``(B, out_channels, ceil(D / stride), ceil(H / stride), ceil(W / stride))``.
+    Example:
+        >>> LocalAttention1d(64, kernel_size=9)(torch.randn(2, 64, 100)).shape
+        torch.Size([2, 64, 100])
+    """
+
+    axes = 1
+
+
+@like_2d(LocalAttention2d)
+class LocalAttention3d(_LocalAttention):
+    """Applies 3D local self-attention, to a volume; :class:`LocalAttention2d` with three axes.
 
     Example:
         >>> LocalAttention3d(32, kernel_size=3, stride=(1, 2, 2))(torch.randn(2, 32, 4, 9, 8)).shape

@@ -22,58 +22,61 @@ __all__ = ["RedNet"]
 
 
 class RedNet(Freezing, NotScriptable):
-    """A stem, stages of bottlenecks with involution, average pooling and a linear head.
+    """RedNet: a stem, stages of bottlenecks with involution, average pooling and a linear head.
 
     Source: Li et al., "Involution: Inverting the Inherence of Convolution for Visual Recognition", CVPR 2021,
     section 4.1: ResNet's bottlenecks with every 3x3 convolution replaced, and an involution in the stem. The
     defaults are the paper's.
 
     Args:
-        blocks: how many bottlenecks each stage has.
-        widths: channels of the involutions of each stage; its output has ``expansion`` times as many.
-        strides: of the first block of each stage.
-        dilations: of the involutions of each stage.
-        output_stride: pixels of the image for one position of the last map; by default what the strides give. For
-            fewer, the last strides are left out and the involutions behind them dilated, as in timm: in a stage's
-            first block as in the stage before, whose map it reads.
-        stem: ``"imagenet"`` reduces height and width by four, ``"small"`` keeps them, for images of 8x8 to about
-            64x64.
-        stem_channels: channels that the stem gives; half as many inside.
-        stem_kernel_size: of the stem's involution; 3 in the published classifiers, 7 in the published backbones
-            for detection and segmentation.
-        kernel_size: of the other involutions.
-        group_channels: channels that share a kernel.
-        expansion: of a bottleneck.
-        num_classes: outputs of the head; with 0 the pooled features come out.
-        global_pool: how features are pooled: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean of both), ``"catavgmax"``
-            (both, one behind the other), or ``""``, not at all: the head then scores every position of the map, and
-            without a head the map comes out.
-        in_channels: channels of the image.
-        features_only: return a list of feature maps instead, and have no head and no stages behind the last map.
-        out_indices: which stages' maps, counted from 0, or with negative numbers from the end; an integer is that
-            many of the last, None all. Only read with ``features_only``.
-        drop_path: probability to leave out a residual branch in training; it grows linearly from 0 at the first
-            block to this at the last.
-        dropout: probability to zero a pooled feature in training.
-        norm_layer: a class or callable that makes a normalisation from its number of channels; ``"batch"``, the
-            default, is batch normalisation.
-        device: where the parameters are made.
-        dtype: their type.
+        blocks (sequence of int): Number of bottlenecks of each stage.
+        widths (sequence of int): Channels of each stage's involutions. The stage's output has ``expansion`` times as
+            many. Default: (64, 128, 256, 512)
+        strides (sequence of int): Stride of each stage's first block. Default: (1, 2, 2, 2)
+        dilations (sequence of int): Dilation of each stage's involutions. Default: (1, 1, 1, 1)
+        stem (str): ``"imagenet"`` divides height and width by four. ``"small"`` keeps them, for images of 8x8 to about
+            64x64. Default: ``"imagenet"``
+        stem_channels (int): Channels of the stem's output; its inner layers have half as many. Default: 64
+        stem_kernel_size (int): Kernel size of the stem's involution: 3 in the published classifiers, 7 in the published
+            backbones for detection and segmentation. Default: 3
+        kernel_size (int): Kernel size of the other involutions. Default: 7
+        group_channels (int): Number of channels that share a kernel. Default: 16
+        expansion (int): Ratio of a bottleneck's output channels to its width. Default: 4
+        output_stride (int, optional): Ratio of the image's size to that of the last map. If it is smaller than the
+            product of the strides, the last strides become dilations, as in timm. Default: the product of the strides
+        num_classes (int): Number of the head's outputs. With 0 there is no head, and the network returns the pooled
+            features. Default: 1000
+        global_pool (str): Pooling of the features: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean of both),
+            ``"catavgmax"`` (both, concatenated) or ``""``. Without pooling the head scores every position of the map,
+            and without a head the network returns the map. Default: ``"avg"``
+        in_channels (int): Channels of the image. Default: 3
+        features_only (bool): Return a list of feature maps. There is no head then, and no stage after the last map.
+            Default: False
+        out_indices (int or sequence of int, optional): The stages whose maps ``features_only`` returns. They count
+            from 0, or with negative numbers from the end. An integer n means the last n stages, None all.
+            Default: None
+        drop_path (float): Probability of the last block to drop its residual branch in training. It grows linearly from
+            0 at the first block. Default: 0.0
+        dropout (float): Probability that a pooled feature is set to zero in training. Default: 0.0
+        norm_layer (callable or str): A class or callable that makes a normalisation from its number of channels;
+            ``"batch"`` is batch normalisation. Default: ``"batch"``
+        device (torch.device or str, optional): Where the parameters are made. Default: torch's default device
+        dtype (torch.dtype, optional): Type of the parameters. Default: torch's default dtype
 
     Attributes:
-        num_features: channels of the last stage's map.
-        head_hidden_size: channels of the pooled features.
-        feature_info: for each stage ``num_chs``, ``reduction`` and ``module``: the channels of its map, pixels of the
-            image for one position of it, and the stage's name.
-        feature_channels: channels of the maps that ``features_only`` returns.
-        feature_strides: pixels of the image for one position of these maps.
+        num_features (int): Channels of the last stage's map.
+        head_hidden_size (int): Channels of the pooled features.
+        feature_info (list of dict): For each stage ``num_chs``, the channels of its map; ``reduction``, the ratio of
+            the image's size to the map's; and ``module``, the stage's name.
+        feature_channels (list of int): Channels of the maps that ``features_only`` returns.
+        feature_strides (list of int): Ratio of the image's size to that of each of these maps.
 
     Shape:
         ``(B, in_channels, H, W)`` to ``(B, num_classes)``, or with ``features_only`` to a list of
         ``(B, feature_channels[i], ceil(H / feature_strides[i]), ceil(W / feature_strides[i]))``. Any size.
 
     Raises:
-        ValueError: an argument is out of range, or the input has the wrong shape; the message says which.
+        ValueError: If an argument is out of range, or the input has the wrong shape; the message says which.
 
     Example:
         >>> model = RedNet((1, 1), widths=(16, 32), strides=(1, 2), stem="small", num_classes=10)
@@ -196,20 +199,21 @@ class RedNet(Freezing, NotScriptable):
         """The last map and the maps behind some stages, with timm's arguments.
 
         Args:
-            input: ``(B, in_channels, H, W)``.
-            indices: the stages, counted from 0, or with negative numbers from the end; an integer is that many of the
-                last, None all.
-            norm: makes no difference here: it asks for the norm behind a network's last block, and there is none.
-            stop_early: leave out the stages behind the last of these maps.
-            output_fmt: ``"NCHW"``.
-            intermediates_only: return the list alone.
+            input (Tensor): ``(B, in_channels, H, W)``.
+            indices (int or sequence of int, optional): The stages, which count from 0, or with negative numbers from
+                the end. An integer n means the last n stages, None all. Default: None
+            norm (bool): Makes no difference: it asks for the norm after a network's last block, and RedNet has none.
+                Default: False
+            stop_early (bool): Do not run the stages after the last of these maps. Default: False
+            output_fmt (str): ``"NCHW"``, the only one.
+            intermediates_only (bool): Return the list alone. Default: False
 
         Returns:
-            The last stage's map (with ``stop_early`` that of the last stage that was run), and the list of maps,
-            in the order of the stages.
+            tuple of Tensor and list of Tensor: The map of the last stage that was run, and the maps in the order of
+            the stages.
 
         Raises:
-            ValueError: there is no such stage, ``output_fmt`` is another, or the input has the wrong shape.
+            ValueError: If there is no such stage, ``output_fmt`` is another, or the input has the wrong shape.
         """
         if output_fmt != "NCHW":
             raise ValueError(
@@ -244,7 +248,7 @@ class RedNet(Freezing, NotScriptable):
         return "head" if name_only else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head, freshly initialised, for this many classes, none for 0; and another pooling, if one is given."""
+        """Makes a new head for this many classes, none for 0, and changes the pooling if one is given."""
         if self.features_only:
             raise ValueError("A network with features_only has no head to reset.")
         like = self.stem.conv1.weight
@@ -266,16 +270,16 @@ class RedNet(Freezing, NotScriptable):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the stages behind the last of these, which :meth:`forward_intermediates` does not need for them.
+        """Removes the stages after the last of these, which :meth:`forward_intermediates` does not need.
 
         Args:
-            indices: as there.
-            prune_norm: makes no difference: there is no norm behind the last block.
-            prune_head: remove the head and the pooling too. They go in any case with the last stage, whose channels
-                they have.
+            indices (int or sequence of int): As in :meth:`forward_intermediates`. Default: 1
+            prune_norm (bool): Makes no difference: there is no norm after the last block. Default: False
+            prune_head (bool): Remove the head and the pooling too. They are removed in any case with the last stage,
+                whose channels they have. Default: True
 
         Returns:
-            The stages' numbers, counted from 0.
+            list of int: The stages' numbers, which count from 0.
         """
         if self.features_only:
             raise ValueError("A network with features_only has no stages behind its last map.")
@@ -292,10 +296,10 @@ class RedNet(Freezing, NotScriptable):
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the backward pass of a training step computes each block again instead of keeping its insides.
+        """Turns gradient checkpointing of each block on or off.
 
-        Results are the same, running statistics too; memory shrinks to the blocks' inputs and one block's insides,
-        and a step takes about a third more time.
+        Results are the same, running statistics too. Memory shrinks to the blocks' inputs and the activations of one
+        block, and a step takes about a third more time.
         """
         self.grad_checkpointing = enable
 
