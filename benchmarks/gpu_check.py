@@ -291,10 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     default = environment.ROOT / "build" / "gpu-check"
     parser.add_argument(
-        "--out", type=Path, default=default, metavar="FOLDER", help="default: build/gpu-check"
+        "--out",
+        type=Path,
+        default=default,
+        metavar="FOLDER",
+        help="folder to write to (default: build/gpu-check)",
     )
-    parser.add_argument("--steps", metavar="A,B", help="run these alone")
-    parser.add_argument("--list", action="store_true", help="print the steps and run none")
+    parser.add_argument("--steps", metavar="A,B", help="run only these steps")
+    parser.add_argument("--list", action="store_true", help="print the names of the steps and exit")
     options = parser.parse_args(arguments)
     out = options.out.resolve()
     steps = all_steps(out)

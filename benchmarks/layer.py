@@ -159,14 +159,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
-    add("--shapes", nargs="+", metavar="PATTERN", help=f"of {', '.join(case.name for case in REDNET)}")
-    add("--batch", nargs="+", type=int, metavar="N", help="images at once (default: 32 64; on a CPU 1)")
-    add("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"of {', '.join(MODES)}")
-    add("--dtype", choices=DTYPES, help="default: bfloat16; on a CPU float32")
-    add("--seconds", type=float, help="to spend on each time (default: 0.2)")
-    add("--quick", action="store_true", help="two shapes, one image, few samples, warm caches")
-    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE-layer.csv")
+    add("--device", choices=("cuda", "cpu"), help="device to measure on (default: cuda if available)")
+    add(
+        "--shapes",
+        nargs="+",
+        metavar="PATTERN",
+        help=f"names or patterns of {', '.join(case.name for case in REDNET)}",
+    )
+    add("--batch", nargs="+", type=int, metavar="N", help="batch sizes (default: 32 64; on a CPU 1)")
+    add("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"modes to measure: {', '.join(MODES)}")
+    add("--dtype", choices=DTYPES, help="dtype of the layers (default: bfloat16; on a CPU float32)")
+    add("--seconds", type=float, help="time of each measurement (default: 0.2)")
+    add("--quick", action="store_true", help="two shapes, a batch of 1, few samples, warm caches")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write (default: benchmarks/results/DEVICE-layer.csv)",
+    )
     options = parser.parse_args(arguments)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():

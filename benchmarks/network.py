@@ -189,18 +189,35 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
-    add("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"of {', '.join(MODES)}")
-    add("--batch", nargs="+", type=int, metavar="N", help="images at once (default: 1 8)")
-    add("--layouts", nargs="+", choices=LAYOUTS, metavar="LAYOUT", help=f"of {', '.join(LAYOUTS)}")
-    add("--launches", nargs="+", choices=LAUNCHES, metavar="LAUNCH", help="eager and, on a GPU, graph")
-    add("--dtype", choices=DTYPES, default="float32")
-    add("--size", type=int, help="of the square images (default: 224)")
-    add("--compile", action="store_true", help="compile both networks by torch.compile")
-    add("--seconds", type=float, help="to spend on each network in each row (default: 3)")
-    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own)")
-    add("--quick", action="store_true", help="small images, one batch, one layout, two samples")
-    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE-network.csv")
+    add("--device", choices=("cuda", "cpu"), help="device to measure on (default: cuda if available)")
+    add("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"modes to measure: {', '.join(MODES)}")
+    add("--batch", nargs="+", type=int, metavar="N", help="batch sizes (default: 1 8)")
+    add(
+        "--layouts",
+        nargs="+",
+        choices=LAYOUTS,
+        metavar="LAYOUT",
+        help=f"memory formats: {', '.join(LAYOUTS)}",
+    )
+    add(
+        "--launches",
+        nargs="+",
+        choices=LAUNCHES,
+        metavar="LAUNCH",
+        help="how kernels are launched: eager or, on a GPU, graph",
+    )
+    add("--dtype", choices=DTYPES, default="float32", help="dtype of the networks (default: float32)")
+    add("--size", type=int, help="height and width of the images (default: 224)")
+    add("--compile", action="store_true", help="compile both networks with torch.compile")
+    add("--seconds", type=float, help="time to measure each network in each row (default: 3)")
+    add("--threads", type=int, metavar="N", help="number of CPU threads (default: torch's)")
+    add("--quick", action="store_true", help="small images, one batch size, one memory format, two samples")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write (default: benchmarks/results/DEVICE-network.csv)",
+    )
     options = parser.parse_args(arguments)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():

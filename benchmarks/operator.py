@@ -296,18 +296,38 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
-    add("--shapes", nargs="+", metavar="NAME", help="names or patterns (see benchmarks/cases.py)")
-    add("--batch", nargs="+", type=int, metavar="N", help="images at once, for RedNet's shapes")
-    add("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=f"of {', '.join(DTYPES)}")
-    add("--layouts", nargs="+", choices=LAYOUTS, metavar="LAYOUT", help=f"of {', '.join(LAYOUTS)}")
-    add("--ops", nargs="+", choices=OPERATIONS, metavar="OPERATION", help=f"of {', '.join(OPERATIONS)}")
-    add("--rivals", nargs="*", choices=RIVALS, metavar="RIVAL", help=f"of {', '.join(RIVALS)}; or nothing")
-    add("--quick", action="store_true", help="one small shape, no compiled rivals, few repetitions")
-    add("--output", type=Path, metavar="FILE", help="default: benchmarks/results/DEVICE.csv")
-    add("--append", action="store_true", help="keep the rows that OUTPUT has, of the same machine and commit")
-    add("--seconds", type=float, help="to spend on a measurement, at most 50 samples (default: 0.2)")
-    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own)")
+    add("--device", choices=("cuda", "cpu"), help="device to measure on (default: cuda if available)")
+    add("--shapes", nargs="+", metavar="NAME", help="names or patterns of shapes in benchmarks/cases.py")
+    add("--batch", nargs="+", type=int, metavar="N", help="batch sizes of RedNet's shapes")
+    add(
+        "--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=f"dtypes to measure: {', '.join(DTYPES)}"
+    )
+    add(
+        "--layouts",
+        nargs="+",
+        choices=LAYOUTS,
+        metavar="LAYOUT",
+        help=f"memory formats: {', '.join(LAYOUTS)}",
+    )
+    add(
+        "--ops",
+        nargs="+",
+        choices=OPERATIONS,
+        metavar="OPERATION",
+        help=f"operations: {', '.join(OPERATIONS)}",
+    )
+    add(
+        "--rivals",
+        nargs="*",
+        choices=RIVALS,
+        metavar="RIVAL",
+        help=f"baselines, or none: {', '.join(RIVALS)}",
+    )
+    add("--quick", action="store_true", help="one small shape, no compiled baselines, few samples")
+    add("--output", type=Path, metavar="FILE", help="file to write (default: benchmarks/results/DEVICE.csv)")
+    add("--append", action="store_true", help="keep the rows of the same machine and commit that are in FILE")
+    add("--seconds", type=float, help="time of each measurement, of at most 50 samples (default: 0.2)")
+    add("--threads", type=int, metavar="N", help="number of CPU threads (default: torch's)")
     options = parser.parse_args(arguments)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -148,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, help="a file that benchmarks.operator wrote")
-    parser.add_argument("--output", type=Path, help="the picture (default: beside the results, as .png)")
-    parser.add_argument("--readme", type=Path, help="the file whose table to replace")
+    parser.add_argument("results", type=Path, help="results of benchmarks.operator")
+    parser.add_argument("--output", type=Path, help="picture to write (default: the results' name with .png)")
+    parser.add_argument("--readme", type=Path, help="page whose table of results is replaced")
     options = parser.parse_args(arguments)
     try:
         document = results.load(options.results)

@@ -83,9 +83,11 @@ def on_cpu(batch: int, dtype: torch.dtype, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, help="images at once (default: 32 on a GPU, 1 on a CPU)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, help="batch size (default: 32 on a GPU, 1 on a CPU)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of the tensors (default: float32)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="how often each operation runs (default: 5)")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
     batch = arguments.batch or (32 if cuda else 1)

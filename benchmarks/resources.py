@@ -205,10 +205,10 @@ def main() -> int:
     """Prints the tables; returns 1 if a kernel is not clean."""
     parser = argparse.ArgumentParser(description="Registers, stack frame and spills of every CUDA kernel.")
     parser.add_argument(
-        "--arch", default="sm_90", help="the architecture to compile for (default: %(default)s)"
+        "--arch", default="sm_90", help="GPU architecture to compile for (default: %(default)s)"
     )
     parser.add_argument(
-        "--main", action="store_true", help="only the kernels for K = 7, which takes a minute"
+        "--main", action="store_true", help="only the kernels of kernel size 7, which takes a minute"
     )
     options = parser.parse_args()
     architecture = options.arch

@@ -142,12 +142,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--layouts", nargs="+", default=["channels_last", "contiguous"], choices=list(LAYOUTS)
     )
     parser.add_argument("--operations", nargs="+", default=list(OPERATIONS), choices=OPERATIONS)
-    parser.add_argument("--batch", type=int, default=32, help="of RedNet's shapes")
-    parser.add_argument("--passes", type=int, default=2, help="over the numbers of a shape")
-    parser.add_argument("--seconds", type=float, default=1e9, help="ends after the row that passes this time")
-    parser.add_argument("--output", type=Path, help="writes every measurement as CSV (benchmarks/results.py)")
+    parser.add_argument("--batch", type=int, default=32, help="batch size of RedNet's shapes (default: 32)")
     parser.add_argument(
-        "--table", type=Path, help="measures nothing and prints the rows made from such a file"
+        "--passes", type=int, default=2, help="how often the parameters of a shape are searched (default: 2)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1e9,
+        help="stop after the row in which this time is over (default: never)",
+    )
+    parser.add_argument("--output", type=Path, help="CSV file for every measurement")
+    parser.add_argument(
+        "--table", type=Path, help="print the table made from such a CSV file, and measure nothing"
     )
     return parser.parse_args(arguments)
 

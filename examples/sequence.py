@@ -161,9 +161,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=500, help="of training, for each network")
-    parser.add_argument("--channels", type=int, default=32, help="of the network with involution")
-    parser.add_argument("--output", type=Path, default=Path("sequence.png"), help="the picture")
+    parser.add_argument(
+        "--steps", type=int, default=500, help="training steps of each network (default: 500)"
+    )
+    parser.add_argument(
+        "--channels", type=int, default=32, help="channels of the network with involution (default: 32)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("sequence.png"), help="picture to write (default: sequence.png)"
+    )
     options = parser.parse_args(arguments)
     try:
         import matplotlib  # noqa: F401

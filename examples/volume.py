@@ -153,11 +153,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=200, help="of training, for each network")
-    parser.add_argument("--noise", type=float, default=1.0, help="its standard deviation; the texture's is 1")
-    parser.add_argument("--channels", type=int, default=16, help="of the network with involution")
-    parser.add_argument("--test", type=int, default=1000, help="blocks to test on")
-    parser.add_argument("--output", type=Path, default=Path("volume.png"), help="the picture")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="training steps of each network (default: 200)"
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=1.0,
+        help="standard deviation of the noise; the texture's is 1 (default: 1)",
+    )
+    parser.add_argument(
+        "--channels", type=int, default=16, help="channels of the network with involution (default: 16)"
+    )
+    parser.add_argument("--test", type=int, default=1000, help="number of test volumes (default: 1000)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("volume.png"), help="picture to write (default: volume.png)"
+    )
     options = parser.parse_args(arguments)
     try:
         import matplotlib  # noqa: F401

@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs them all; returns 1 if one is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--list", action="store_true", help="print the problems and run none")
+    parser.add_argument("--list", action="store_true", help="print the names of the problems and exit")
     options = parser.parse_args(arguments)
     chosen = runs()
     if options.list:

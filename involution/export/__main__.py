@@ -20,33 +20,40 @@ def parser() -> argparse.ArgumentParser:
     """The arguments."""
     result = argparse.ArgumentParser(
         prog="python -m involution.export",
-        description="Writes files to deploy, of the checkpoint of a training run, and compares them with the model: "
-        "accuracy on the test images of the training's data, size, and time for a batch.",
+        description="Exports the checkpoint of a training run, and compares the files with the model: accuracy on the "
+        "test images of the training data, size, and time for a batch.",
         epilog="The files take float32 images from 0 to 1, of any batch and size, and return a score for each class.",
     )
-    result.add_argument("checkpoint", type=Path, help="what python -m involution.train wrote")
+    result.add_argument("checkpoint", type=Path, help="checkpoint that python -m involution.train wrote")
     result.add_argument(
         "--format",
         nargs="+",
         choices=tuple(FORMATS),
         default=["pt2"],
-        help="pt2 (torch.export), aoti (AOTInductor) or onnx; several are compared with each other (default: pt2)",
+        help="one or several of pt2 (torch.export), aoti (AOTInductor) and onnx (default: pt2)",
     )
     result.add_argument(
-        "--output", type=Path, help="the file, of a single format; by default beside the checkpoint"
+        "--output",
+        type=Path,
+        help="file to write, if there is one format (default: the checkpoint's name with the format's suffix)",
     )
     result.add_argument(
         "--dtype",
         choices=tuple(DTYPES),
         default="float32",
-        help="what the model computes in (default: float32)",
+        help="dtype that the model computes in (default: float32)",
     )
     result.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where pt2 and aoti files run (default: cpu)"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="device that pt2 and aoti files run on (default: cpu)",
     )
-    result.add_argument("--opset", type=int, help="of ONNX's operators (default: 18; for bfloat16 22)")
-    result.add_argument("--data-path", type=Path, help="where the data of the training is now, if it moved")
-    result.add_argument("--no-compare", action="store_true", help="only write")
+    result.add_argument(
+        "--opset", type=int, help="opset version of an ONNX file (default: 18; with bfloat16 22)"
+    )
+    result.add_argument("--data-path", type=Path, help="folder of the training data, if it has moved")
+    result.add_argument("--no-compare", action="store_true", help="write the files and do not compare them")
     return result
 
 
