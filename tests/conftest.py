@@ -42,6 +42,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
+@pytest.fixture
+def everything_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were a fused kernel for every layer and input, on the CPU."""
+    monkeypatch.setattr("involution._fused.DEVICE_TYPE", "cpu")
+    monkeypatch.setattr("involution._fused.why_unavailable", lambda *arguments: None)
+
+
+@pytest.fixture
+def cuda_pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What layers do on CUDA without a fused kernel."""
+    monkeypatch.setattr("involution.layers.kernel_branch._on_cuda", lambda tensor: True)
+
+
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
     """torchvision, which some builds of torch cannot load: its operators then raise a RuntimeError."""

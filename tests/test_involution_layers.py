@@ -1,4 +1,4 @@
-"""Involution1d/2d/3d, InvolutionTranspose and LocalAttention against compositions in plain PyTorch."""
+"""Involution and its transpose as layers against their composition, and what all layers do."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pickle
 from typing import Any
 
 import layer_oracle as oracle
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hooks import gradients_of, hooked
+from layer_cases import ATTENTIONS, parameters, randomise, tuples
 from torch import Tensor, nn
 
 import involution
@@ -21,35 +20,14 @@ from involution import (
     Involution1d,
     Involution2d,
     Involution3d,
-    InvolutionTranspose1d,
     InvolutionTranspose2d,
-    InvolutionTranspose3d,
     LocalAttention2d,
 )
 
 LAYERS = {1: Involution1d, 2: Involution2d, 3: Involution3d}
+
+
 TRANSPOSES = {axes: getattr(involution, f"InvolutionTranspose{axes}d") for axes in (1, 2, 3)}
-ATTENTIONS = {axes: getattr(involution, f"LocalAttention{axes}d") for axes in (1, 2, 3)}
-
-
-def tuples(value: Any, axes: int) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value,) * axes
-
-
-def randomise(layer: nn.Module) -> nn.Module:
-    """Norms and biases that are not one and zero, so that leaving one out shows."""
-    with torch.no_grad():
-        for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
-            if "running_var" in name:
-                tensor.uniform_(0.5, 2)
-            elif tensor.dim() == 1 or "position" in name:
-                tensor.normal_()
-    return layer
-
-
-def parameters(layer: nn.Module, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    state = {name: tensor.detach().clone() for name, tensor in layer.state_dict(keep_vars=True).items()}
-    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
 
 
 # axes, channels, kernel, stride, padding, dilation, keywords, space
@@ -177,155 +155,13 @@ def test_transpose_equals_the_composition(case):
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-11)
 
 
-ATTENTION: list[tuple[int, int, Any, Any, Any, Any, dict[str, Any], tuple[int, ...]]] = [
-    (2, 32, 7, 1, 1, 4, {}, (9, 8)),
-    (2, 8, 4, 2, 1, 2, {"out_channels": 6}, (5, 6)),
-    (2, 8, (3, 5), (2, 1), (2, 1), 1, {"relative_position_bias": False}, (7, 3)),
-    (2, 4, 5, 1, 1, 4, {"bias": False}, (1, 2)),
-    (2, 4, 2, 3, 3, 2, {}, (1, 5)),  # windows with no position in the map
-    (1, 6, 9, 1, 1, 3, {}, (11,)),
-    (3, 4, (2, 3, 3), 2, 1, 2, {}, (3, 4, 5)),
-]
-
-
-@pytest.mark.parametrize("case", ATTENTION, ids=str)
-def test_attention_equals_the_composition(case):
-    torch.manual_seed(0)
-    axes, channels, kernel, stride, dilation, heads, keywords, space = case
-    layer = randomise(
-        ATTENTIONS[axes](channels, kernel, stride, dilation, heads, **keywords, dtype=torch.float64)
-    )
-    x = torch.randn(2, channels, *space, dtype=torch.float64, requires_grad=True)
-    p = {name: t.requires_grad_() for name, t in parameters(layer).items()}
-    sizes = (tuples(v, axes) for v in (kernel, stride, dilation))
-    expected = oracle.local_attention(x, p, heads, *sizes)
-    output = layer(x)
-    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-11)
-    upstream = torch.randn_like(output)
-    got = torch.autograd.grad(output, [x, *layer.parameters()], upstream)
-    want = torch.autograd.grad(expected, [x, *(p[n] for n, _ in layer.named_parameters())], upstream)
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("kind", ["boolean", "numbers"])
-@pytest.mark.parametrize("case", ATTENTION, ids=str)
-def test_masked_attention_equals_the_composition(case, kind):
-    torch.manual_seed(0)
-    axes, channels, kernel, stride, dilation, heads, keywords, space = case
-    layer = randomise(
-        ATTENTIONS[axes](channels, kernel, stride, dilation, heads, **keywords, dtype=torch.float64)
-    )
-    x = torch.randn(2, channels, *space, dtype=torch.float64, requires_grad=True)
-    mask = torch.rand(2, *space) < 0.4
-    if kind == "numbers":
-        numbers = torch.randn(2, *space, dtype=torch.float64).masked_fill(mask, -torch.inf)
-        mask = numbers.requires_grad_()
-    p = {name: t.requires_grad_() for name, t in parameters(layer).items()}
-    sizes = (tuples(v, axes) for v in (kernel, stride, dilation))
-    expected = oracle.local_attention(x, p, heads, *sizes, mask)
-    output = layer(x, mask)
-    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-11)
-    upstream = torch.randn_like(output)
-    inputs = [x, mask] if kind == "numbers" else [x]
-    got = torch.autograd.grad(output, [*inputs, *layer.parameters()], upstream)
-    want = torch.autograd.grad(expected, [*inputs, *(p[n] for n, _ in layer.named_parameters())], upstream)
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_padding_changes_nothing(axes, stride):
-    """What comes of a map does not depend on how it was padded to the size of others."""
-    torch.manual_seed(0)
-    layer = randomise(ATTENTIONS[axes](8, 5, stride, num_heads=2, dtype=torch.float64))
-    small, large = ((5, 4, 3)[:axes], (9, 6, 7)[:axes])
-    x = torch.randn(2, 8, *large, dtype=torch.float64)
-    inside = (..., *(slice(length) for length in small))
-    mask = torch.ones(2, *large, dtype=torch.bool)
-    mask[inside] = False
-    kept = (..., *(slice(-(-length // stride)) for length in small))
-    torch.testing.assert_close(layer(x, mask)[kept], layer(x[inside]), rtol=1e-12, atol=1e-12)
-    unmasked = layer(x)[kept]
-    assert (unmasked - layer(x[inside])).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("kind", ["boolean", "numbers"])
-def test_a_mask_means_what_it_means_to_multihead_attention(kind):
-    """Windows that hold the whole sequence, so that both attend to all of it."""
-    torch.manual_seed(0)
-    layer = ATTENTIONS[1](8, 13, num_heads=2, relative_position_bias=False, dtype=torch.float64)
-    other = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
-    with torch.no_grad():
-        for name, tensor in randomise(layer).named_parameters():
-            part, kind_of = name.split(".")
-            if part == "project":
-                getattr(other.out_proj, kind_of).copy_(tensor.reshape(getattr(other.out_proj, kind_of).shape))
-            else:
-                rows = {"query": 0, "key": 8, "value": 16}[part]
-                target = other.in_proj_weight if kind_of == "weight" else other.in_proj_bias
-                target[rows : rows + 8] = tensor.squeeze(-1) if kind_of == "weight" else tensor
-    x, mask = torch.randn(3, 8, 7, dtype=torch.float64), torch.rand(3, 7) < 0.5
-    mask[:, 3] = False
-    if kind == "numbers":
-        mask = torch.randn(3, 7, dtype=torch.float64).masked_fill(mask, -torch.inf)
-    expected, _ = other(x.mT, x.mT, x.mT, key_padding_mask=mask)
-    torch.testing.assert_close(layer(x, mask), expected.mT)
-
-
-@pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_queries_without_keys_give_the_bias_alone(dtype, axes):
-    layer, space = randomise(ATTENTIONS[axes](8, 3, dtype=dtype)), (5, 4, 3)[:axes]
-    x = torch.randn(2, 8, *space, dtype=dtype, requires_grad=True)
-    everything = torch.ones(2, *space, dtype=torch.bool)
-    too_low = torch.full((2, *space), -torch.inf if dtype == torch.float64 else -1e300, dtype=torch.float64)
-    for mask in (everything, everything.to(dtype) * -torch.inf, too_low):
-        output = layer(x, mask)
-        torch.testing.assert_close(
-            output, layer.project.bias.reshape(-1, *(1,) * axes).expand_as(output), rtol=0, atol=0
-        )
-        gradients = torch.autograd.grad(output.sum(), [x, *layer.parameters()])
-        assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-def test_masked_attention_under_autocast_and_in_graphs():
-    torch.manual_seed(0)
-    layer = ATTENTIONS[1](8, 5, num_heads=2)
-    x, mask = torch.randn(2, 8, 9), torch.arange(9) >= torch.tensor([[7], [4]])
-    expected = layer(x, mask)
-    with torch.autocast("cpu", torch.bfloat16):
-        for each in (mask, torch.zeros(2, 9).masked_fill(mask, -torch.inf)):
-            torch.testing.assert_close(layer(x, each).float(), expected, rtol=0.05, atol=0.05)
-    graphs = [torch.fx.symbolic_trace(layer), torch.jit.trace(layer, (x, mask), check_trace=False)]
-    graphs += [torch.export.export(layer, (x, mask)).module()]
-    graphs += [torch.compile(layer, backend="aot_eager", fullgraph=True)]
-    for graph in graphs:
-        torch.testing.assert_close(graph(x, mask), expected)
-    torch.testing.assert_close(graphs[0](x), layer(x))
-
-
-def test_attention_to_the_whole_map_is_global_attention():
-    torch.manual_seed(0)
-    layer = LocalAttention2d(8, 9, num_heads=2, relative_position_bias=False, dtype=torch.float64)
-    x = torch.randn(2, 8, 5, 4, dtype=torch.float64)
-    q, k, v = (m(x).flatten(2).unflatten(1, (2, 4)).mT for m in (layer.query, layer.key, layer.value))
-    expected = F.scaled_dot_product_attention(q, k, v).mT.flatten(1, 2).unflatten(2, (5, 4))
-    torch.testing.assert_close(layer(x), layer.project(expected))
-
-
-def test_dropout_of_attention_acts_in_training_only():
-    torch.manual_seed(0)
-    layer, x = LocalAttention2d(8, 3, dropout=0.5), torch.randn(1, 8, 4, 4)
-    assert not torch.equal(layer(x), layer(x))
-    layer.eval()
-    assert torch.equal(layer(x), layer(x))
-
-
 ALL = [
     *(functools.partial(layer, 32, 3, 2) for layer in LAYERS.values()),
     *(functools.partial(layer, 32, 4, 2) for layer in TRANSPOSES.values()),
     *(functools.partial(layer, 32, 3, 2) for layer in ATTENTIONS.values()),
 ]
+
+
 EACH = pytest.mark.parametrize("make", ALL, ids=lambda make: make.func.__name__)
 
 
@@ -508,197 +344,3 @@ def test_printing():
     )
     assert InvolutionTranspose2d(64).extra_repr() == "64, kernel_size=4, groups=4, stride=2"
     assert LocalAttention2d(64, stride=2).extra_repr() == "64, kernel_size=7, num_heads=2, stride=2"
-
-
-def integers(value, kind):
-    """The same arguments with integers of another kind."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(integers(each, kind) for each in value)
-    if isinstance(value, dict):
-        return {name: integers(each, kind) for name, each in value.items()}
-    return kind(value) if type(value) is int else value
-
-
-@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array])
-@pytest.mark.parametrize(
-    ("layer", "arguments", "options"),
-    [
-        (involution.Involution1d, (32, 5, 2, 1, 2, 8, 2), {"out_channels": 16}),
-        (involution.Involution2d, (32, (3, 5), (1, 2), (1, 2)), {"groups": 4, "group_channels": 8}),
-        (involution.Involution3d, (8, 3), {}),
-        (involution.InvolutionTranspose2d, (32, 4, 2, 1, 1), {"groups": 4}),
-        (involution.InvolutionTranspose1d, (32, 4, 2), {"dilation": 2, "out_channels": 16}),
-        (involution.LocalAttention2d, (32, 3, 2, 2, 4), {"out_channels": 16}),
-        (involution.InvolutionLayer, (8, 32, 3, 2, 1), {"groups": 2}),
-        (involution.AttentionModule, (32, 3, 2), {}),
-        (involution.models.RedNet, ((1, 2),), {"widths": (16, 32), "num_classes": 5, "stem_channels": 8}),
-        (involution.models.RedNet, ([1],), {"features_only": True, "out_indices": [0], "expansion": 2}),
-        (involution.models.FeaturePyramid, ((8, 16), 32), {"extra_levels": 1, "neck": "involution"}),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_whatever_has_an_index_is_an_integer(layer, arguments, options, kind):
-    plain = layer(*arguments, **options, device="meta")
-    other = layer(*integers(arguments, kind), **integers(options, kind), device="meta")
-    assert repr(other) == repr(plain)
-    kept = {name: value for name, value in vars(plain).items() if not name.startswith("_")}
-    assert {name: vars(other)[name] for name in kept} == kept
-    assert all(type(vars(other)[name]) is type(value) for name, value in kept.items())
-    shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
-    assert {name: tensor.shape for name, tensor in other.state_dict().items()} == shapes
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Involution2d(np.bool_(True)),
-        lambda: Involution2d(32, groups=True),
-        lambda: Involution2d(32, group_channels=True),
-        lambda: Involution2d(32, reduction_ratio=np.float32(4)),
-        lambda: InvolutionTranspose2d(32, out_channels=torch.tensor(True)),
-        lambda: LocalAttention2d(32, num_heads=True),
-        lambda: involution.models.RedNet((True,)),
-        lambda: involution.models.RedNet((1,), num_classes=True),
-        lambda: involution.models.RedNet((1,), stem_channels=8.0),
-        lambda: involution.models.RedNet((1,), expansion=1.0),
-        lambda: involution.models.RedNet((1,), device="meta").freeze_stages(True),
-        lambda: involution.models.RedNet((1,), device="meta").reset_classifier(2.0),
-        lambda: involution.models.FeaturePyramid((8,), extra_levels=True),
-        lambda: involution.convert(nn.ReLU(), kernel_size=7.0),
-        lambda: involution.convert(nn.ReLU(), groups=True),
-    ],
-)
-def test_truth_values_and_floats_are_no_integers(make):
-    with pytest.raises(TypeError, match="must be an integer, not"):
-        make()
-
-
-@pytest.mark.parametrize("layer", [Involution2d, InvolutionTranspose2d])
-def test_groups_and_their_channels(layer):
-    assert layer(64).groups == layer(64, group_channels=16).groups == 4
-    assert layer(64, groups=2).groups == layer(64, group_channels=32).groups == 2
-    assert layer(64, groups=2, group_channels=32).groups == 2  # they agree
-    assert (
-        layer(8).groups
-        == layer(8, group_channels=16).groups
-        == layer(8, groups=1, group_channels=16).groups
-        == 1
-    )
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (
-            lambda: Involution2d(24),
-            ValueError,
-            "24 channels cannot be divided into groups of group_channels=16",
-        ),
-        (lambda: Involution2d(24, groups=5), ValueError, "groups must divide the 24 channels, but it is 5"),
-        (lambda: Involution2d(32, out_channels=24, groups=16), ValueError, "must divide the 24 channels"),
-        (lambda: Involution2d(32, groups=2, group_channels=8), ValueError, "groups=2 and group_channels=8"),
-        (lambda: Involution1d(64, groups=2, group_channels=16), ValueError, "do not agree on 64 channels"),
-        (
-            lambda: Involution2d(64, groups=2, group_channels=16),
-            ValueError,
-            "of which 32 are in each of 2 groups",
-        ),
-        (lambda: Involution3d(64, 3, groups=2, group_channels=16), ValueError, "do not agree on 64 channels"),
-        (
-            lambda: InvolutionTranspose1d(64, groups=8, group_channels=16),
-            ValueError,
-            "groups=8 and group_channels=16",
-        ),
-        (
-            lambda: InvolutionTranspose2d(64, groups=2, group_channels=16),
-            ValueError,
-            "do not agree on 64 channels",
-        ),
-        (
-            lambda: InvolutionTranspose3d(64, groups=2, group_channels=16),
-            ValueError,
-            "do not agree on 64 channels",
-        ),
-        (
-            lambda: Involution2d(32, out_channels=64, groups=2, group_channels=16),
-            ValueError,
-            "do not agree on 64 channels",
-        ),
-        (
-            lambda: Involution2d(64, groups=2, group_channels=0),
-            ValueError,
-            "group_channels must be at least 1",
-        ),
-        (lambda: Involution2d(0), ValueError, "channels must be at least 1, not 0"),
-        (lambda: Involution2d(32.0), TypeError, "channels must be an integer"),
-        (lambda: Involution2d(32, reduction_ratio=0), ValueError, "reduction_ratio must be at least 1"),
-        (lambda: Involution2d(32, (3, 3, 3)), ValueError, "kernel_size must be one integer or 2"),
-        (lambda: Involution2d(32, stride=0), ValueError, "stride must be at least 1"),
-        (lambda: Involution2d(32, padding="full"), ValueError, '"same" or "valid"'),
-        (lambda: Involution2d(32, kernel_normalizer="sigmoid"), ValueError, 'None, "softmax" or a callable'),
-        (lambda: Involution2d(32, kernel_normalizer=3), TypeError, 'None, "softmax" or a callable'),
-        (lambda: Involution2d(32, norm_layer="layer"), TypeError, "norm_layer must be .*, not 'layer'"),
-        (
-            lambda: Involution2d(32, norm_layer=nn.BatchNorm2d(8)),
-            TypeError,
-            r"norm_layer must be .* a class or callable .* not the module BatchNorm2d\(8,.* give its class",
-        ),
-        (
-            lambda: Involution1d(32, norm_layer=str),
-            TypeError,
-            "norm_layer must make a module, but .* made '8'",
-        ),
-        (
-            lambda: InvolutionTranspose2d(32, activation_layer=nn.ReLU()),
-            TypeError,
-            r"activation_layer must be .* a class or callable .* not the module ReLU\(\),.* give its class",
-        ),
-        (
-            lambda: Involution2d(32, activation_layer="relu"),
-            TypeError,
-            "activation_layer must be .* not 'relu'",
-        ),
-        (lambda: Involution2d(32, activation_layer=dict), TypeError, "activation_layer must make a module"),
-        (
-            lambda: Involution2d(32, kernel_normalizer=nn.Softmax),
-            TypeError,
-            "kernel_normalizer must be .* not the class Softmax; give an instance of it",
-        ),
-        (lambda: Involution2d(32, dtype=torch.int32), TypeError, "floating-point"),
-        (lambda: Involution2d(32)(torch.randn(1, 16, 5, 5)), ValueError, r"\(batch, 32, height, width\)"),
-        (lambda: Involution1d(32)(torch.randn(1, 32, 5, 5)), ValueError, r"\(batch, 32, length\)"),
-        (
-            lambda: Involution2d(32, kernel_normalizer=lambda points: points.sum(2))(
-                torch.randn(1, 32, 5, 5)
-            ),
-            ValueError,
-            "must keep the shape",
-        ),
-        (lambda: InvolutionTranspose2d(32, 2, 3), ValueError, "spans less than the stride"),
-        (lambda: InvolutionTranspose2d(32, output_padding=1), ValueError, "fixes the output size"),
-        (lambda: LocalAttention2d(32, num_heads=5), ValueError, "num_heads must divide the 32 channels"),
-        (
-            lambda: LocalAttention2d(32)(torch.randn(2, 32, 5, 6), torch.zeros(2, 6, 5)),
-            ValueError,
-            r"key_padding_mask must have shape \(2, 5, 6\), .* shape is \(2, 6, 5\)",
-        ),
-        (
-            lambda: LocalAttention2d(32)(torch.randn(2, 32, 5, 6), torch.zeros(2, 5, 6, dtype=torch.uint8)),
-            TypeError,
-            r"must be a boolean or floating-point tensor, not torch\.uint8",
-        ),
-        (
-            lambda: LocalAttention2d(32)(torch.randn(2, 32, 5, 6), [True]),
-            TypeError,
-            "must be a boolean or floating-point tensor, not list",
-        ),
-        (
-            lambda: LocalAttention2d(32)(torch.randn(2, 32, 5, 6), torch.zeros(2, 5, 6, device="meta")),
-            ValueError,
-            "on the device of the input, cpu, but it is on meta",
-        ),
-    ],
-)
-def test_wrong_arguments_are_explained(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
