@@ -4,31 +4,29 @@
     python -m benchmarks.operator --quick          a few seconds
     python -m benchmarks.operator --shapes 'rednet-*' detection --dtypes bfloat16 --rivals plain unfold
 
-Every result, a rival's too, is compared with the float64 reference before it is timed. A wrong one gets no
+Every result, also of a baseline, is compared with the float64 reference before it is timed. A wrong result gets no
 time, and the program then ends with an error. The columns:
 
-layout    storage format of the activations and the kernel tensor: ``activations_last`` and ``kernels_last`` mix
-          channels_last with contiguous. They are measured by default for one shape, the first stage's
-kernel    median time of a call on the device, with operands and result not in the L2 cache (``timing``),
-          and whatever it converts
-GB/s      the bytes that an ideal implementation moves, each tensor once, over that time
-of copy   the time of a copy that moves as many bytes, measured in the same run, over that time
+layout    memory format of the activations and the kernel tensor. ``activations_last`` and ``kernels_last`` mix
+          channels_last with contiguous; by default they are measured for one shape, that of the first stage
+kernel    median time of a call on the device, with conversions, if operands and result are not in the L2 cache
+GB/s      the bytes that an ideal implementation moves, each tensor once, divided by that time
+of copy   the time of a copy that moves as many bytes, measured in the same run, divided by that time
 of bound  on a CPU: the larger of that copy's time and of the multiply-adds at the rate of a large float32 matrix
-          product, over that time. Both are measured anew for each shape, layout and dtype, since what a machine
-          that is shared with others can do changes from minute to minute
-1 thread  on a CPU: the time with one thread over that with all, both warm
-warm      the same operands again and again: in the cache as far as they fit. Not the headline
-scratch   MiB that a call allocates beside its result, copies in another storage format among them; each byte is
-          written and read on top of the ideal ones
-host      what an eager call costs the calling thread, without and with gradients: for ``forward`` the call on
-          tensors that need none and on tensors that need them; for a gradient the bare operation, and the whole
-          ``torch.autograd.grad`` call. On a CPU, where a call returns when its work is done, that of the
-          smallest problem with the same kernel: one position of one channel
-rivals    their time over ours: above 1 we are faster. ``depthwise`` computes something else, a convolution of
-          the same size with static kernels, for comparison
+          product, divided by that time. Both are measured again for each shape, layout and dtype, because the speed
+          of a shared machine changes from minute to minute
+1 thread  on a CPU: the time with one thread divided by that with all, both warm
+warm      the time with the same operands in each call, which are in the cache as far as they fit
+scratch   MiB that a call allocates beside its result; each byte is written and read in addition to the ideal ones
+host      time that an eager call takes on the calling thread, without and with gradients. ``forward`` is called on
+          tensors that need no gradient and on tensors that do; a gradient as the bare operation and as
+          ``torch.autograd.grad``. On a CPU, where a call returns when its work is done, it is measured on the
+          smallest problem with the same kernel, one position of one channel
+rivals    time of each baseline divided by ours: above 1 ours is faster. ``depthwise`` is a convolution of the same
+          size with static kernels, for comparison
 
-A time marked ~ is noisy: the fastest sample took less than two thirds of the median. Results go to
-benchmarks/results/DEVICE.csv, in place of the last run's, and those of a quick run to build/benchmarks.
+A time marked ~ is noisy: the fastest sample took less than two thirds of the median. Results are written to
+benchmarks/results/DEVICE.csv in place of the last run's, those of a quick run to build/benchmarks.
 """
 
 from __future__ import annotations
@@ -60,14 +58,15 @@ from .cases import (
     Tensors,
     make_tensors,
     select,
+    smallest,
 )
 from .check import WrongAnswerError, check
 from .rivals import RIVALS, Rival
+from .rows import HEADER, describe, wrong
 
 # A working set of four times the cache is cold; more than this much memory is never rotated through.
 CACHES = 4
 MOST_ROTATION = {"cuda": 8 << 30, "cpu": 256 << 20}
-NOISY = 2 / 3  # of the median; a fastest sample below that is remarked upon
 MEMORY_SHARE = 0.8  # of the free memory, that a rival may need
 
 
@@ -92,11 +91,6 @@ def eager_calls(operation: str, case: Case, t: Tensors) -> tuple[Callable[[], An
         output = function(x, w, **window)
     wanted = x if operation == "input_gradient" else w
     return call_of(operation, case, t), lambda: torch.autograd.grad(output, wanted, t.y, retain_graph=True)
-
-
-def smallest(case: Case) -> Case:
-    """The same kernel on one position of one channel: a call of it is overhead alone."""
-    return replace(case, batch=1, channels=1, group_width=1, input_size=(1,) * case.axes)
 
 
 @dataclass(frozen=True)
@@ -251,43 +245,6 @@ class Bench:
             "method": cold.method,
             "error": error,
         }
-
-
-def _noise(median: float, fastest: float) -> str:
-    return "~" if fastest < NOISY * median else ""
-
-
-def describe(row: dict[str, Any]) -> str:
-    """A row of the results as text."""
-    head = f"  {row['operation']:<16}{row['dtype']:<10}{row['layout']:<17}"
-    if row["refused"]:
-        return f"{head}REFUSED: {row['refused']}"
-    host = f"{row['host_us']:.1f}/{row['host_grad_us']:.1f}"
-    noise = _noise(row["kernel_us"], row["fastest_us"])
-    text = f"{head}{row['kernel_us']:>10.1f}{noise:1}{row['gb_per_s']:>9.4g}{row['copy_share']:>9.1%}"
-    text += "        -" if row["bound_share"] is None else f"{row['bound_share']:>9.1%}"
-    text += "        -" if row["single_us"] is None else f"{row['single_us'] / row['warm_us']:>9.2f}"
-    scratch = row["scratch_bytes"] / 2**20
-    text += f"{row['warm_us']:>11.1f}{scratch:>9.4g}{host:>13}  "
-    parts = []
-    for name, rival in row["rivals"].items():
-        if "ratio" in rival:
-            parts.append(f"{name} {rival['ratio']:.3g}x{_noise(rival['us'], rival['fastest_us'])}")
-        else:
-            reason, why = next(iter(rival.items()))
-            parts.append(f"{name} {reason.upper() if reason == 'refused' else reason} ({why})")
-    return text + ", ".join(parts)
-
-
-HEADER = (
-    f"  {'operation':<16}{'dtype':<10}{'layout':<17}{'kernel us':>11}{'GB/s':>9}{'of copy':>9}"
-    f"{'of bound':>9}{'1 thread':>9}{'warm us':>11}{'scratch':>9}{'host us':>13}  rivals' time over ours"
-)
-
-
-def wrong(row: dict[str, Any]) -> bool:
-    """Whether a result of the row was refused a time."""
-    return row["refused"] is not None or any("refused" in rival for rival in row["rivals"].values())
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -111,7 +111,7 @@ def test_host_time_is_per_call(fake_cuda, device):
 
 def test_the_smallest_problem_has_the_same_kernel():
     case = replace(SMALL, kernel_size=(3, 5), strides=2)
-    least = operator.smallest(case)
+    least = cases.smallest(case)
     assert (least.kernel_size, least.stride) == (case.kernel_size, case.stride)
     assert (least.input_shape, least.output_shape) == ((1, 1, 1, 1), (1, 1, 1, 1))
 
