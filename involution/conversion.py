@@ -1,4 +1,4 @@
-"""Involution in the place of the convolutions of a network that exists."""
+"""Replaces the convolutions of an existing network by involutions."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Select = Callable[[str, nn.Module], bool]
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`convert` did with every convolution of a network, by name.
+    """What :func:`convert` did with each convolution of a network.
 
     Attributes:
-        replaced: what each replaced convolution was and what it is now.
-        left: why each other convolution was left as it was.
-        parameters: the network's number of parameters before and after.
+        replaced (dict of str to str): What each replaced convolution was and what it is now, by its name.
+        left (dict of str to str): Why each other convolution was kept, by its name.
+        parameters (tuple of int): The network's number of parameters before and after.
     """
 
     replaced: dict[str, str]
@@ -67,37 +67,45 @@ def convert(
 ) -> Conversion:
     """Replaces a network's 3x3 convolutions by involution, as RedNet is made from ResNet (CVPR 2021, section 4.1).
 
-    A replacement has the convolution's channels, stride and dilation, and gives an output of the same size: its
-    padding grows with its kernel. Where input and output channels differ, it first projects the input by a 1x1
-    convolution. It starts untrained, so train the network again, and it has no bias of its output, which a norm behind
-    it has. Parameters are on the device and of the dtype of the convolution's, and a convolution that is shared becomes
-    an involution that is shared.
+    An involution takes over the convolution's channels, stride, dilation, device and dtype, and gives an output of the
+    same size: its padding grows with its kernel. If input and output channels differ, it first projects the input by a
+    1x1 convolution. It has no bias of its output; the norm after it has one. A convolution that modules share becomes
+    an involution that they share. Involutions start untrained, so train the network again.
 
-    These are left, and the report says why: convolutions of another size; with groups, because mixing no channels is
-    another job than involution's; with a padding that is not zeros; with fewer input channels than one group has, of
-    which no sensible kernel can be made, as in a stem; with output channels that groups do not divide; those that are a
-    subclass, whose own behaviour would be lost; transposed ones; and those that ``select`` refuses.
+    The following convolutions are kept, and the report says why:
+
+    - those of another size;
+    - those with groups, which mix fewer channels than an involution does;
+    - those with a padding other than zeros;
+    - those with fewer input channels than a group has, as in a stem, which are too few to make kernels from;
+    - those whose output channels cannot be divided into the groups;
+    - subclasses, whose own behaviour would be lost;
+    - transposed convolutions;
+    - those that ``select`` refuses.
 
     Args:
-        module: the network, or a convolution itself. Hooks and parametrisations of replaced convolutions are lost.
-        kernel_size: of the involutions, along each axis.
-        replaces: the sizes of the convolutions that are replaced: of those that have one of these along every axis.
-        group_channels: how many channels share a kernel; 16 by default, unless ``groups`` is given.
-        groups: the number of groups of every involution, in place of ``group_channels``; if both are given, they must
-            agree for every convolution that is replaced.
-        reduction_ratio: of the kernel branch.
-        select: takes a convolution's name and itself, and says whether it may be replaced; by default all may.
-        in_place: change ``module`` itself instead of a deep copy of it. A convolution that is ``module`` itself cannot
-            be changed in place; its replacement is returned.
-        **arguments: more for :class:`Involution1d`, :class:`Involution2d` and :class:`Involution3d`, such as
-            ``kernel_normalizer="softmax"``.
+        module (nn.Module): The network, or a convolution itself. Hooks and parametrisations of replaced convolutions
+            are lost.
+        kernel_size (int): Kernel size of the involutions, along each axis. Default: 7
+        replaces (sequence of int): Kernel sizes of the convolutions to replace. A convolution needs the same one of
+            these along every axis. Default: (3,)
+        group_channels (int, optional): How many channels share a kernel. Default: 16, unless ``groups`` is given
+        groups (int, optional): The number of groups of each involution, in place of ``group_channels``. If both are
+            given, they must agree for each convolution that is replaced. Default: None
+        reduction_ratio (int): Reduction ratio of the kernel branch. Default: 4
+        select (callable, optional): A function of a convolution's name and module that returns whether it may be
+            replaced. Default: all may
+        in_place (bool): Change ``module`` instead of a deep copy. If ``module`` is a convolution itself, it cannot be
+            changed in place, and its replacement is returned. Default: False
+        **arguments: Further arguments of :class:`Involution1d`, :class:`Involution2d` and :class:`Involution3d`, such
+            as ``kernel_normalizer="softmax"``.
 
     Returns:
-        ``(module, report)``; ``print(report)`` lists every convolution.
+        Conversion: ``(module, report)``; ``print(report)`` lists every convolution.
 
     Raises:
-        ValueError: the sizes of a kernel and of what it replaces are odd and even, so that no padding keeps the size,
-            or an argument is out of range.
+        ValueError: If one of the kernel sizes is odd and the other even, so that no padding keeps the size, or an
+            argument is out of range.
 
     Example:
         >>> model, report = convert(nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1)))

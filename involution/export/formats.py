@@ -52,20 +52,22 @@ def export_model(
     opset_version: int | None = None,
     output_names: Sequence[str] = ("scores",),
 ) -> Path:
-    """Writes a model of one map to a file that any batch and spatial size can be given to.
+    """Writes a model to a file that takes any batch and spatial size.
 
     Args:
-        model: takes ``(batch, channels, *space)`` and returns tensors, in ``eval()``. It is exported for the
-            device that it is on, except to ONNX, which knows none.
-        example: an input, on the model's device; the values do not matter. The spatial sizes are at least 2.
-        path: the file to write. What is written is complete or not there.
-        format: ``"pt2"``, ``"aoti"`` or ``"onnx"``; see ``involution.export``.
-        metadata: words to keep in the file, which :func:`load` gives back with one more, the ``device``.
-        opset_version: of an ONNX file's operators; see :func:`involution.export.onnx.export`.
-        output_names: of an ONNX file's outputs, one for each tensor that the model returns.
+        model (nn.Module): A model in evaluation mode that takes ``(batch, channels, *space)`` and returns tensors. It
+            is exported for the device that it is on, except to ONNX, which has no devices.
+        example (Tensor): An input on the model's device, with spatial sizes of at least 2. Its values do not matter.
+        path (str or PathLike): The file to write. It is written as a whole or not at all.
+        format (str): ``"pt2"``, ``"aoti"`` or ``"onnx"``; see ``involution.export``.
+        metadata (mapping of str to str, optional): Text to keep in the file. :func:`load` returns it, and the
+            ``device``. Default: None
+        opset_version (int, optional): Opset version of an ONNX file; see :func:`involution.export.onnx.export`.
+        output_names (sequence of str): Names of an ONNX file's outputs, one for each tensor that the model returns.
+            Default: ``("scores",)``
 
     Returns:
-        The path.
+        Path: The path.
 
     Raises:
         ValueError: the format is unknown, the path does not end as it must, or the model is in training mode.
@@ -97,18 +99,16 @@ def export_model(
 
 
 def load(path: str | os.PathLike[str], format: str) -> tuple[Runner, dict[str, str]]:
-    """A file's model as a function from a batch on the CPU to its outputs there, and the file's metadata.
-
-    A model of one output gives a tensor. One of several gives a tuple of them, in the order in which
-    ``torch.utils._pytree`` finds them in what the model returns: lists and tuples in theirs, dictionaries in that of
-    their keys.
+    """Loads a file that :func:`export_model` wrote.
 
     Args:
-        path: what :func:`export_model` wrote.
-        format: of the file.
+        path (str or PathLike): The file.
+        format (str): Its format.
 
     Returns:
-        The function, and the metadata.
+        tuple of callable and dict: A function of a batch on the CPU that returns the model's outputs on the CPU, and
+        the file's metadata. One output is a tensor. Several are a tuple, in the order of
+        ``torch.utils._pytree.tree_leaves`` of what the model returns.
 
     Raises:
         ValueError: the format is unknown.

@@ -70,21 +70,21 @@ def export(
     """Exports a model to ONNX, with standard operators only.
 
     Args:
-        model: in ``eval()``, or what torch.export made of it, with dynamic shapes as these are there.
-        args: example inputs; see :func:`involution.export.export_program`.
-        path: the file to write, or None to write none. The weights go into it, or beside it where they
-            take more than the 2 GB that an ONNX file may hold.
-        kwargs: example inputs by name.
-        dynamic_shapes: ``"maps"``: ``args`` is one tensor ``(batch, channels, *space)``, of which all sizes but
-            the channels are left open. Otherwise as for ``torch.export.export``; None leaves none open.
-        input_names: names of the inputs, by default those of the model's arguments.
-        output_names: names of the outputs.
-        opset_version: of ONNX's operators, 18 or later, which is the default; for models with bfloat16 weights 22
-            or later.
-        metadata: words for the file's ``metadata_props``.
+        model (nn.Module or ExportedProgram): A model in evaluation mode, or a program of torch.export, whose dynamic
+            shapes are kept.
+        args (tuple): Example inputs; see :func:`involution.export.export_program`. Default: ()
+        path (str or PathLike, optional): The file to write. Weights of more than 2 GB, the most that an ONNX file can
+            hold, are written beside it. Default: None, no file
+        kwargs (mapping, optional): Example inputs by name. Default: None
+        dynamic_shapes: As for :func:`involution.export.export_program`. Default: ``"maps"``
+        input_names (sequence of str, optional): Names of the inputs. Default: those of the model's arguments
+        output_names (sequence of str, optional): Names of the outputs. Default: torch's
+        opset_version (int, optional): Opset version of ONNX, at least 18, or 22 for models with bfloat16 weights.
+            Default: the least
+        metadata (mapping of str to str, optional): Text for the file's ``metadata_props``. Default: None
 
     Returns:
-        The program, as of ``torch.onnx.export``: its ``model_proto`` is the ONNX model.
+        torch.onnx.ONNXProgram: The program, as ``torch.onnx.export`` returns it. Its ``model_proto`` is the ONNX model.
 
     Raises:
         ImportError: onnx or onnxscript is missing, or torch is older than 2.8.

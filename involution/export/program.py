@@ -31,21 +31,22 @@ def export_program(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = "maps",
 ) -> torch.export.ExportedProgram:
-    """``torch.export.export`` of a model in inference mode, by default for any batch and spatial size.
+    """Exports a model by ``torch.export.export``, by default for any batch and spatial size.
 
     Args:
-        model: what to export, in ``eval()``.
-        args: example inputs. Sizes of 1 are constants to torch.export; where ``dynamic_shapes`` is ``"maps"``, a
-            batch of 1 is repeated, so that it stays open.
-        kwargs: example inputs by name.
-        dynamic_shapes: ``"maps"``: ``args`` is one tensor ``(batch, channels, *space)``, of which all sizes but
-            the channels are open. Otherwise as for ``torch.export.export``, where None leaves no size open.
+        model (nn.Module): The model, in evaluation mode.
+        args (tuple): Example inputs. torch.export takes sizes of 1 for constants, so with ``dynamic_shapes="maps"`` a
+            batch of 1 is repeated to stay open.
+        kwargs (mapping, optional): Example inputs by name. Default: None
+        dynamic_shapes: ``"maps"`` means that ``args`` is one tensor ``(batch, channels, *space)``, of which all sizes
+            but the channels are open. Otherwise as for ``torch.export.export``; None leaves no size open.
+            Default: ``"maps"``
 
     Returns:
-        The exported program.
+        torch.export.ExportedProgram: The exported program.
 
     Raises:
-        ValueError: the model is in training mode, or ``dynamic_shapes="maps"`` does not fit the inputs.
+        ValueError: If the model is in training mode, or ``dynamic_shapes="maps"`` does not fit the inputs.
         Exception: what torch.export raises where it cannot export the model or leave a size open.
     """
     if model.training:

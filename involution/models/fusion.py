@@ -31,28 +31,28 @@ _PAIRS: dict[type[nn.Module], list[tuple[str, str]]] = {
 
 
 def fuse(model: Module) -> Module:
-    """A copy of a network for inference, in evaluation mode, with fewer passes over its maps.
+    """Fuses batch norms into the layers before them, in a copy of a network for inference.
 
-    Every batch norm that follows a convolution directly is folded into it: ``weight * scale`` and
-    ``(bias - mean) * scale + shift`` with ``scale = gamma / sqrt(variance + eps)``. The norm behind an involution
-    cannot be, because a group's kernels are one for all its channels. It and the ReLU behind it become the
-    involution's ``epilogue``: part of the fused kernel where the layer takes that, and run behind it otherwise. Stems
-    and blocks whose norms are all gone become :class:`~involution.models.inference.FusedStem` and
-    :class:`~involution.models.inference.FusedBottleneck`: on a GPU their convolutions take the ReLU and the addition
-    behind them along. The result is the same but for rounding. It cannot be trained on, nor hold a checkpoint of the
-    network as it was.
+    A batch norm that directly follows a convolution is folded into its weight and bias: ``weight * scale`` and
+    ``(bias - mean) * scale + shift`` with ``scale = gamma / sqrt(variance + eps)``. A norm after an involution cannot
+    be folded, because the channels of a group share a kernel. That norm and the ReLU after it become the involution's
+    ``epilogue``: a part of the fused kernel if the layer takes it, and otherwise computed after the involution. Stems
+    and blocks without a norm left become :class:`~involution.models.inference.FusedStem` and
+    :class:`~involution.models.inference.FusedBottleneck`, whose convolutions on a GPU include the ReLU and the addition
+    that follow them. Results are the same except for rounding. The copy cannot be trained, and does not load
+    checkpoints of the network.
+
+    A parametrised convolution (``torch.nn.utils.parametrize``) is folded with its weight in evaluation mode.
 
     Args:
-        model: a :class:`RedNet`, an involution layer, or any module that holds them; in any mode. Norms that are not
-            batch norms with running statistics are left.
-
-    A parametrised convolution (``torch.nn.utils.parametrize``) is folded with the weight that it has in evaluation.
+        model (nn.Module): A :class:`RedNet`, an involution layer, or a module that contains them, in training or
+            evaluation mode. Norms other than batch norms with running statistics are kept.
 
     Returns:
-        A deep copy; its parameters need no gradients.
+        nn.Module: A deep copy in evaluation mode, whose parameters need no gradients.
 
     Raises:
-        ValueError: a convolution is to be folded that has no weight of its own, because a hook makes it.
+        ValueError: If a convolution has no weight of its own to fold into, because a hook makes it.
     """
     for module, convolution, norm in _pairs(model):
         _check_weight(getattr(module, convolution), f"{type(module).__name__}.{convolution}", norm)

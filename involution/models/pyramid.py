@@ -16,7 +16,7 @@ __all__ = ["FeaturePyramid"]
 
 
 class FeaturePyramid(NotScriptable, nn.Module):
-    """Maps of several scales with one number of channels, each knowing of those above it.
+    """Feature pyramid network: makes maps of several scales with one number of channels from a network's maps.
 
     ::
 
@@ -28,19 +28,22 @@ class FeaturePyramid(NotScriptable, nn.Module):
     convolutions ``output``, is that of Li et al., CVPR 2021, section 4.2.
 
     Args:
-        in_channels: channels of the maps, from the finest to the coarsest; a network's ``feature_channels``.
-        out_channels: channels of every level.
-        neck: ``"convolution"`` or ``"involution"``.
-        extra_levels: so many more levels at the end, each the one before it at every second position.
-        device: where the parameters are made.
-        dtype: their type.
+        in_channels (sequence of int): Channels of the maps, from the finest to the coarsest: a network's
+            ``feature_channels``.
+        out_channels (int): Channels of every level. Default: 256
+        neck (str): The layer that each level ends with, ``"convolution"`` or ``"involution"``.
+            Default: ``"convolution"``
+        extra_levels (int): Number of additional levels at the end, each the previous one at every second position.
+            Default: 0
+        device (torch.device or str, optional): Where the parameters are made. Default: torch's default device
+        dtype (torch.dtype, optional): Type of the parameters. Default: torch's default dtype
 
     Shape:
         A list of ``(B, in_channels[i], H[i], W[i])`` to a list of ``(B, out_channels, H[i], W[i])`` and, for each extra
         level, half the height and width of the one before, rounded up.
 
     Raises:
-        ValueError: an argument is out of range, or the number of maps is wrong; the message says which.
+        ValueError: If an argument is out of range, or the number of maps is wrong; the message says which.
 
     Example:
         >>> model = nn.Sequential(rednet26(features_only=True), FeaturePyramid((256, 512, 1024, 2048)))

@@ -21,7 +21,7 @@ def rednet26(
     drop_path: float = 0.0,
     **arguments: Any,
 ) -> RedNet:
-    """RedNet-26 of Li et al., CVPR 2021, table 1: 9.2 M parameters. Arguments are :class:`RedNet`'s."""
+    """Builds RedNet-26 of Li et al., CVPR 2021, table 1, with 9.2 M parameters. Arguments are :class:`RedNet`'s."""
     return _published(
         26, num_classes, in_channels, stem_kernel_size, features_only, out_indices, drop_path, arguments
     )
@@ -36,7 +36,7 @@ def rednet38(
     drop_path: float = 0.0,
     **arguments: Any,
 ) -> RedNet:
-    """RedNet-38 of Li et al., CVPR 2021, table 1: 12.4 M parameters. Arguments are :class:`RedNet`'s."""
+    """Builds RedNet-38 of Li et al., CVPR 2021, table 1, with 12.4 M parameters. Arguments are :class:`RedNet`'s."""
     return _published(
         38, num_classes, in_channels, stem_kernel_size, features_only, out_indices, drop_path, arguments
     )
@@ -51,7 +51,7 @@ def rednet50(
     drop_path: float = 0.0,
     **arguments: Any,
 ) -> RedNet:
-    """RedNet-50 of Li et al., CVPR 2021, table 1: 15.5 M parameters. Arguments are :class:`RedNet`'s."""
+    """Builds RedNet-50 of Li et al., CVPR 2021, table 1, with 15.5 M parameters. Arguments are :class:`RedNet`'s."""
     return _published(
         50, num_classes, in_channels, stem_kernel_size, features_only, out_indices, drop_path, arguments
     )
@@ -66,7 +66,7 @@ def rednet101(
     drop_path: float = 0.0,
     **arguments: Any,
 ) -> RedNet:
-    """RedNet-101 of Li et al., CVPR 2021, table 1: 25.7 M parameters. Arguments are :class:`RedNet`'s."""
+    """Builds RedNet-101 of Li et al., CVPR 2021, table 1, with 25.7 M parameters. Arguments are :class:`RedNet`'s."""
     return _published(
         101, num_classes, in_channels, stem_kernel_size, features_only, out_indices, drop_path, arguments
     )
@@ -81,7 +81,7 @@ def rednet152(
     drop_path: float = 0.0,
     **arguments: Any,
 ) -> RedNet:
-    """RedNet-152 of Li et al., CVPR 2021, table 1: 34.0 M parameters. Arguments are :class:`RedNet`'s."""
+    """Builds RedNet-152 of Li et al., CVPR 2021, table 1, with 34.0 M parameters. Arguments are :class:`RedNet`'s."""
     return _published(
         152, num_classes, in_channels, stem_kernel_size, features_only, out_indices, drop_path, arguments
     )
@@ -96,10 +96,10 @@ def rednet_tiny(
     drop_path: float = 0.0,
     **arguments: Any,
 ) -> RedNet:
-    """A small RedNet of three stages for images of 8x8 to 32x32 pixels, such as digits and CIFAR; not published.
+    """Builds a small RedNet for images of 8x8 to 32x32 pixels, such as digits and CIFAR. It is not from the paper.
 
-    Its stem keeps the size. Arguments are :class:`RedNet`'s, which are also the defaults where none is named here:
-    two blocks for each stage, widths of 16, 32 and 64, 32 channels from the stem, 0.14 M parameters.
+    It has three stages of two blocks, of widths 16, 32 and 64, a stem of 32 channels that keeps the size, and 0.14 M
+    parameters. Arguments, and all other defaults, are :class:`RedNet`'s.
     """
     settings: dict[str, Any] = {
         "widths": (16, 32, 64),
@@ -146,19 +146,19 @@ _MODELS: dict[str, Callable[..., RedNet]] = {
 
 
 def list_models() -> list[str]:
-    """The names that :func:`create_model` knows."""
+    """Returns the names that :func:`create_model` takes."""
     return list(_MODELS)
 
 
 def create_model(name: str, **arguments: Any) -> RedNet:
-    """A network by name.
+    """Builds a network by its name.
 
     Args:
-        name: one of :func:`list_models`.
-        **arguments: of the function of this name.
+        name (str): One of :func:`list_models`.
+        **arguments: Arguments of the function of this name.
 
     Raises:
-        ValueError: there is no network of this name.
+        ValueError: If there is no network of this name.
     """
     if name not in _MODELS:
         raise ValueError(f"There is no model {name!r}; there are {', '.join(_MODELS)}.")
