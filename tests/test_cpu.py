@@ -208,10 +208,9 @@ def test_the_operators_tests_pass_on_every_instruction_set(capability: str, sele
 @pytest.mark.parametrize(
     "selection",
     [
-        "test_operations.py",
+        "test_operations.py test_bad_input.py",
         "test_gradients.py -k not 3 and not gradgradcheck[2",
         "test_compile.py -k opcheck or meta or transforms",
-        "test_bad_input.py",
         "test_autocast.py -k not training and not compile",
         "test_fused_operator.py test_fused_derivatives.py -k not compile_it and not gradgradcheck and not definition",
         "test_tracing.py -k operations",
