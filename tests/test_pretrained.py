@@ -363,7 +363,7 @@ def test_a_damaged_file_is_explained_and_changes_nothing(tmp_path, name):
 def test_a_missing_file_and_a_network_without_memory(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_checkpoint(small(), tmp_path / "missing.pth")
-    with pytest.raises(TypeError, match="must be a RedNet, not Sequential"):
+    with pytest.raises(TypeError, match="as a RedNet or a segmenter, but it is a Sequential"):
         load_checkpoint(nn.Sequential(small()), tmp_path / "missing.pth")
     model = small(device="meta")
     with pytest.raises(CheckpointError, match="meta device"):

@@ -15,6 +15,7 @@ from ..layers._shared import NormLayer, NotScriptable, check_count, make_norm
 from ..layers.kernel_branch import factory_arguments
 from .blocks import POOLS, Bottleneck, Stem, initialise
 from .freezing import Freezing
+from .official import REDNET
 from .recompute import checkpoint_block
 from .stages import geometry, rising_indices, stage_indices
 
@@ -83,6 +84,8 @@ class RedNet(Freezing, NotScriptable):
         >>> model(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+
+    official_names = REDNET
 
     def __init__(
         self,
