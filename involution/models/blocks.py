@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,16 @@ class Shortcut(nn.Sequential):
         self.norm = norm(outputs)
 
 
+class ConvNormAct(nn.Sequential):
+    """A convolution that keeps the size, batch norm and ReLU: what the heads behind a RedNet are made of."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = convolution(inputs, outputs, kernel_size, 1, {})
+        self.norm = nn.BatchNorm2d(outputs)
+        self.act = RELU()
+
+
 class Bottleneck(nn.Module):
     """A residual block: 1x1 convolution, involution, 1x1 convolution (Li et al., CVPR 2021, section 4.1).
 
@@ -204,6 +215,17 @@ class Bottleneck(nn.Module):
             x = self.drop_path(x)
         x = x + (input if self.shortcut is None else self.shortcut(input))
         return F.relu(x, inplace=True)  # no module's output, which hooks may have seen
+
+
+def initialise_unit_gain(layer: Involution2d) -> None:
+    """Starts an involution that no norm follows so that its output is as large as its input.
+
+    Behind norm and ReLU the ``R`` numbers that a kernel is made of have a mean square of 1/2, so with a standard
+    deviation of ``sqrt(2 / (K * K * R))`` of ``span`` the sum over ``K * K`` points keeps the mean square. The paper's
+    initialisation, in which a norm follows, doubles the numbers with every layer.
+    """
+    points, reduced = math.prod(layer.kernel_size), layer.span.in_channels
+    nn.init.normal_(layer.span.weight, std=math.sqrt(2 / (points * reduced)))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from ..layers import Involution2d
 from ..layers._shared import NotScriptable, check_count
 from ..layers.kernel_branch import factory_arguments
+from .blocks import initialise_unit_gain
 
 __all__ = ["FeaturePyramid"]
 
@@ -84,6 +85,8 @@ class FeaturePyramid(NotScriptable, nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            else:
+                initialise_unit_gain(module)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The levels, from the finest to the coarsest."""
