@@ -20,6 +20,7 @@ MODULES = (
     "layers.local_attention",
     "models.pyramid",
     "models.rednet",
+    "segmentation.models",
 )
 
 

@@ -1,8 +1,9 @@
-"""A classifier with everything that its input needs inside."""
+"""A classifier or segmenter with everything that its input needs inside."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ class Deployable(nn.Module):
     """A model that takes images with values from 0 to 1: ``model((images - mean) / std)``.
 
     Args:
-        model: takes normalised images ``(B, channels, *space)`` and returns one tensor.
+        model: takes normalised images ``(B, channels, *space)`` and returns one tensor, or a segmenter's scores by
+            the name ``"out"``.
         mean: of each channel, of values from 0 to 1.
         std: standard deviation of each channel.
         dtype: what the model computes in. Images and results are float32, whatever it is.
@@ -50,8 +52,13 @@ class Deployable(nn.Module):
             images: ``(B, channels, *space)``, float32, from 0 to 1.
 
         Returns:
-            What the model returns, in float32.
+            The tensor that the model returns, in float32.
         """
         channels = (-1, *(1 for _ in images.shape[2:]))
         normalised = (images - self.mean.view(channels)) / self.std.view(channels)
-        return self.model(normalised.to(self.dtype)).float()
+        return scores(self.model(normalised.to(self.dtype))).float()
+
+
+def scores(output: Any) -> Tensor:
+    """A model's one tensor, by itself or under the name that segmenters give it, here as in torchvision."""
+    return output["out"] if isinstance(output, Mapping) else output

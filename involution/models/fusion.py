@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..layers._shared import CONVOLUTIONS
 from ..layers.epilogue import Epilogue
 from ..layers.kernel_branch import KernelBranch
-from .blocks import Bottleneck, Shortcut, Stem
+from .blocks import Bottleneck, ConvNormAct, Shortcut, Stem
 from .inference import FusedBottleneck, FusedStem
 
 __all__ = ["fuse"]
@@ -26,6 +26,7 @@ _PAIRS: dict[type[nn.Module], list[tuple[str, str]]] = {
     Stem: [("conv1", "norm1"), ("conv2", "norm3")],
     Bottleneck: [("conv1", "norm1"), ("conv2", "norm3")],
     Shortcut: [("conv", "norm")],
+    ConvNormAct: [("conv", "norm")],
     KernelBranch: [("reduce", "norm")],
 }
 
