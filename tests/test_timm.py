@@ -229,6 +229,36 @@ def test_segmenters_take_it_as_they_take_timm_s_resnet(segmentation, encoder, na
     assert model(torch.empty(2, 3, 256, 288, device="meta")).shape == (2, 4, 256, 288)
 
 
+ARCHITECTURES = (
+    *("unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet"),
+    *("deeplabv3", "deeplabv3plus", "pan", "upernet", "segformer", "dpt"),
+)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_segmenter_trains(segmentation, name):
+    """A step moves the decoder and, through every stage that it reads, the encoder's first convolution."""
+    torch.manual_seed(0)
+    keywords = {"decoder_readout": "ignore"} if name == "dpt" else {}  # there is no class token
+    model = segmentation.create_model(name, "tu-rednet26", encoder_weights=None, classes=4, **keywords)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    size = 128 if name == "pan" else 64  # which halves the last map three times more
+    scores = model(torch.randn(2, 3, size, size))
+    assert scores.shape == (2, 4, size, size)
+    torch.nn.functional.cross_entropy(scores, torch.randint(4, (2, size, size))).backward()
+    optimizer.step()
+    moved = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert any(key.endswith("stem.conv1.weight") for key in moved)
+    for part in ("decoder.", "segmentation_head."):
+        assert any(key.startswith(part) for key in moved)
+
+
+def test_every_segmenter_is_among_them(segmentation):
+    assert set(segmentation.MODEL_ARCHITECTURES_MAPPING) == set(ARCHITECTURES)
+
+
 def test_there_is_nothing_to_download(timm):
     with pytest.raises(ValueError, match=r"involution\.models\.load_checkpoint"):
         timm.create_model("rednet26", pretrained=True)
