@@ -53,7 +53,9 @@ class HostRunner:
     def _build(self) -> Path:
         kernels = host_build.ROOT / "csrc" / "cuda"
         instances = (path for path in sorted(kernels.glob("*.cu")) if not path.stem.endswith("_fused"))
-        return host_build.build("runner", [host_build.HOST / "runner.cpp", *host_build.PLAN_SOURCES, *instances])
+        return host_build.build(
+            "runner", [host_build.HOST / "runner.cpp", *host_build.PLAN_SOURCES, *instances]
+        )
 
     def __enter__(self) -> "HostRunner":
         return self

@@ -39,9 +39,9 @@ def test_there_are_blocks():
     ("page", "line", "block"), BLOCKS, ids=[f"{page}:{line}" for page, line, _ in BLOCKS]
 )
 def test_python_blocks(page, line, block, capsys):
-    if "involution.train" in block:
+    if "involution.train" in block or "involution.detection" in block:
         try:
-            import involution.training.libraries  # noqa: F401
+            import involution.training.libraries  # noqa: F401  with torchvision, which detectors need too
         except ImportError as error:
             pytest.skip(str(error))
     exec(compile("\n" * line + block, str(ROOT / page), "exec"), {})

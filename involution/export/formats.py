@@ -50,21 +50,23 @@ def export_model(
     *,
     metadata: Mapping[str, str] | None = None,
     opset_version: int | None = None,
-    output_names: Sequence[str] = ("scores",),
+    output_names: Sequence[str] | None = None,
 ) -> Path:
     """Writes a model to a file that takes any batch and spatial size.
 
     Args:
         model (nn.Module): A model in evaluation mode that takes ``(batch, channels, *space)`` and returns tensors. It
-            is exported for the device that it is on, except to ONNX, which has no devices.
+            is exported for the device that it is on, except to ONNX, which has no devices. Its attribute
+            ``export_axes``, if it has one, names the axes that stay open if these are not all but the channels: a
+            detector's (:class:`involution.detection.DeployableDetector`) are ``{2: "height", 3: "width"}``.
         example (Tensor): An input on the model's device, with spatial sizes of at least 2. Its values do not matter.
         path (str or PathLike): The file to write. It is written as a whole or not at all.
         format (str): ``"pt2"``, ``"aoti"`` or ``"onnx"``; see ``involution.export``.
         metadata (mapping of str to str, optional): Text to keep in the file. :func:`load` returns it, and the
             ``device``. Default: None
         opset_version (int, optional): Opset version of an ONNX file; see :func:`involution.export.onnx.export`.
-        output_names (sequence of str): Names of an ONNX file's outputs, one for each tensor that the model returns.
-            Default: ``("scores",)``
+        output_names (sequence of str, optional): Names of an ONNX file's outputs, one for each tensor that the model
+            returns. Default: the model's attribute ``export_outputs``, or ``("scores",)`` if it has none
 
     Returns:
         Path: The path.
@@ -87,7 +89,8 @@ def export_model(
         # Under the same name, which some formats write into the file.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             unfinished = Path(folder) / path.name
-            chosen.write(model, example, unfinished, kept, opset_version, tuple(output_names))
+            names = getattr(model, "export_outputs", ("scores",)) if output_names is None else output_names
+            chosen.write(model, example, unfinished, kept, opset_version, tuple(names))
             unfinished.replace(path)
     except (ExportError, ImportError, OSError):
         raise
@@ -124,8 +127,9 @@ def load(path: str | os.PathLike[str], format: str) -> tuple[Runner, dict[str, s
     except (ExportError, ImportError):
         raise
     except Exception as error:
+        hint = " Import torchvision first, whose operators it calls." if "torchvision" in str(error) else ""
         raise ExportError(
-            f"{chosen.title} file {path} cannot be run here: {type(error).__name__}: {error}"
+            f"{chosen.title} file {path} cannot be run here: {type(error).__name__}: {error}{hint}"
         ) from error
 
 

@@ -102,7 +102,7 @@ def export(
         raise ValueError(f"The opset_version {of_what}must be at least {least}, not {opset_version}.")
     names: Any = None
     if not isinstance(model, torch.export.ExportedProgram):
-        names = (map_axes(args[0]),) if dynamic_shapes == "maps" and args else None
+        names = (map_axes(args[0], model),) if dynamic_shapes == "maps" and args else None
         model = export_program(model, args, kwargs, dynamic_shapes)
     with _quiet():
         program = torch.onnx.export(

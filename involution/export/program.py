@@ -11,8 +11,10 @@ from torch import Tensor, nn
 AXIS_NAMES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
 
 
-def map_axes(example: Tensor) -> dict[int, str]:
+def map_axes(example: Tensor, model: Any = None) -> dict[int, str]:
     """The axes of a ``(batch, channels, *space)`` tensor that differ from run to run, and their names.
+
+    A model that takes one image at a time, as detectors do, says so by an attribute ``export_axes`` of this kind.
 
     Raises:
         ValueError: the tensor does not have one, two or three spatial axes.
@@ -22,7 +24,8 @@ def map_axes(example: Tensor) -> dict[int, str]:
             "An example input must be (batch, channels, *space) with one, two or three spatial axes, but its shape "
             f"is {tuple(example.shape)}. State dynamic_shapes, as for torch.export.export, for other inputs."
         )
-    return {0: "batch", **dict(enumerate(AXIS_NAMES[example.dim()], start=2))}
+    own = getattr(model, "export_axes", None)
+    return {0: "batch", **dict(enumerate(AXIS_NAMES[example.dim()], start=2))} if own is None else own
 
 
 def export_program(
@@ -39,7 +42,8 @@ def export_program(
             batch of 1 is repeated to stay open.
         kwargs (mapping, optional): Example inputs by name. Default: None
         dynamic_shapes: ``"maps"`` means that ``args`` is one tensor ``(batch, channels, *space)``, of which all sizes
-            but the channels are open. Otherwise as for ``torch.export.export``; None leaves no size open.
+            but the channels are open, or those that the model names (:func:`map_axes`). Otherwise as for
+            ``torch.export.export``; None leaves no size open.
             Default: ``"maps"``
 
     Returns:
@@ -61,14 +65,15 @@ def export_program(
                 "torch.export.export, or None to leave no size open."
             )
         example = args[0]
-        sizes = {axis: torch.export.Dim.DYNAMIC for axis in map_axes(example)}
-        if any(example.shape[axis] < 2 for axis in list(sizes)[1:]):
+        sizes = {axis: torch.export.Dim.DYNAMIC for axis in map_axes(example, model)}
+        if any(example.shape[axis] < 2 for axis in sizes if axis != 0):
             raise ValueError(
                 "The spatial sizes of an example input must be at least 2 to be left open, but its shape is "
                 f"{tuple(example.shape)}."
             )
         # Repeated in memory, since strides of the example are taken for those of every input.
-        args = (torch.cat([example, example]) if example.shape[0] == 1 else example,)
+        repeat = 0 in sizes and example.shape[0] == 1
+        args = (torch.cat([example, example]) if repeat else example,)
         dynamic_shapes = (sizes,)
     with torch.no_grad():
         return torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes)

@@ -217,17 +217,6 @@ class Bottleneck(nn.Module):
         return F.relu(x, inplace=True)  # no module's output, which hooks may have seen
 
 
-def initialise_unit_gain(layer: Involution2d) -> None:
-    """Starts an involution that no norm follows so that its output is as large as its input.
-
-    Behind norm and ReLU the ``R`` numbers that a kernel is made of have a mean square of 1/2, so with a standard
-    deviation of ``sqrt(2 / (K * K * R))`` of ``span`` the sum over ``K * K`` points keeps the mean square. The paper's
-    initialisation, in which a norm follows, doubles the numbers with every layer.
-    """
-    points, reduced = math.prod(layer.kernel_size), layer.span.in_channels
-    nn.init.normal_(layer.span.weight, std=math.sqrt(2 / (points * reduced)))
-
-
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
     """The paper's initialisation, for every module inside ``model``.
@@ -248,3 +237,18 @@ def initialise(model: nn.Module) -> None:
         weight = getattr(module.norm3, "weight", None) if isinstance(module, Bottleneck) else None
         if weight is not None:
             weight.zero_()
+
+
+def initialise_unit_gain(layer: Involution2d, relu: bool = False) -> None:
+    """Starts an involution that no norm follows so that its output is as large as its input.
+
+    Behind norm and ReLU the ``R`` numbers that a kernel is made of have a mean square of 1/2, so with a standard
+    deviation of ``sqrt(2 / (K * K * R))`` of ``span`` the sum over ``K * K`` points keeps the mean square. The paper's
+    initialisation, in which a norm follows, doubles the numbers with every layer.
+
+    Args:
+        layer: the involution.
+        relu: whether a ReLU follows, which halves the mean square: then the variance is twice as large.
+    """
+    points, reduced = math.prod(layer.kernel_size), layer.span.in_channels
+    nn.init.normal_(layer.span.weight, std=math.sqrt((4 if relu else 2) / (points * reduced)))

@@ -20,6 +20,7 @@ class Freezing(nn.Module):
     stages: nn.Sequential
     frozen_stages = -1
     frozen_norms = False
+    frozen_affine = False
 
     def freeze_stages(self, stages: int) -> None:
         """Fixes the stem and the first ``stages`` stages: no gradients, and norms in evaluation mode for good.
@@ -34,20 +35,24 @@ class Freezing(nn.Module):
             part.requires_grad_(True)
         for part in parts[: stages + 1]:
             part.requires_grad_(False)
-        if self.frozen_norms:
+        if self.frozen_affine:
             for norm in self._norms():
                 norm.requires_grad_(False)
         self.frozen_stages = stages
         self.train(self.training)
 
-    def freeze_norms(self, freeze: bool = True) -> None:
+    def freeze_norms(self, freeze: bool = True, affine: bool = True) -> None:
         """Fixes all normalisations: they use their running statistics in training too, and keep their parameters.
 
         Small batches, as in training detectors, have statistics too noisy to train with.
+
+        Args:
+            freeze: with False they train again.
+            affine: whether scale and shift are fixed too. With False they train, as with mmdetection's ``norm_eval``.
         """
+        self.frozen_norms, self.frozen_affine = freeze, freeze and affine
         for norm in self._norms():
-            norm.requires_grad_(not freeze)
-        self.frozen_norms = freeze
+            norm.requires_grad_(not self.frozen_affine)
         self.freeze_stages(self.frozen_stages)  # whose norms stay fixed
 
     def train(self: Network, mode: bool = True) -> Network:

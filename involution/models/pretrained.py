@@ -21,7 +21,11 @@ __all__ = ["CheckpointError", "LoadReport", "from_checkpoint", "load_checkpoint"
 
 _SPAN = "stem.involution.span."
 # What files of networks around a RedNet are known by, and the modules that name and build these.
-_AROUND = {"decode_head.": "involution.segmentation.models"}
+_AROUND = {
+    "decode_head.": "involution.segmentation.models",
+    "roi_head.": "involution.detection.official",
+    "bbox_head.": "involution.detection.official",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -150,15 +154,15 @@ def from_checkpoint(path: str | os.PathLike[str], **arguments: Any) -> Any:
         CheckpointError: it is not a checkpoint, or of no network that is known here.
     """
     tensors = _tensors(Path(path))
-    if any("stages." in name for name in tensors):
+    around = [kind for mark, kind in _AROUND.items() if any(name.startswith(mark) for name in tensors)]
+    kind = importlib.import_module(around[0]) if around else None
+    names = kind.NAMES if kind else REDNET
+    state, official, _ = _our_state(tensors, names, path)
+    if not official:
         raise CheckpointError(
             f"{os.fspath(path)} has our names, and its tensors do not tell strides and stem; build the network as it "
             "was built and use load_checkpoint."
         )
-    around = [kind for mark, kind in _AROUND.items() if any(name.startswith(mark) for name in tensors)]
-    kind = importlib.import_module(around[0]) if around else None
-    names = kind.NAMES if kind else REDNET
-    state, _, _ = _our_state(tensors, names, path)
     try:
         found = _sizes({name.removeprefix(names.prefix): tensor for name, tensor in state.items()}, path)
         if kind:

@@ -34,14 +34,19 @@ class FeaturePyramid(NotScriptable, nn.Module):
         out_channels (int): Channels of every level. Default: 256
         neck (str): The layer that each level ends with, ``"convolution"`` or ``"involution"``.
             Default: ``"convolution"``
-        extra_levels (int): Number of additional levels at the end, each the previous one at every second position.
-            Default: 0
+        extra_levels (int): Number of additional levels at the end. Default: 0
+        extra (str): What the additional levels are: ``"pool"``, each the previous one at every second position, or
+            ``"convolution"``, 3x3 with a stride of 2, the first of the coarsest map and the others of the previous
+            level, without an activation between them, as in the RetinaNet of mmdetection. Default: ``"pool"``
         device (torch.device or str, optional): Where the parameters are made. Default: torch's default device
         dtype (torch.dtype, optional): Type of the parameters. Default: torch's default dtype
 
     Shape:
         A list of ``(B, in_channels[i], H[i], W[i])`` to a list of ``(B, out_channels, H[i], W[i])`` and, for each extra
         level, half the height and width of the one before, rounded up.
+
+    Initialisation:
+        Convolutions by Glorot's rule; involutions so that they neither amplify nor weaken.
 
     Raises:
         ValueError: If an argument is out of range, or the number of maps is wrong; the message says which.
@@ -59,12 +64,15 @@ class FeaturePyramid(NotScriptable, nn.Module):
         *,
         neck: str = "convolution",
         extra_levels: int = 0,
+        extra: str = "pool",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if neck not in ("convolution", "involution"):
             raise ValueError(f'neck must be "convolution" or "involution", not {neck!r}.')
+        if extra not in ("pool", "convolution"):
+            raise ValueError(f'extra must be "pool" or "convolution", not {extra!r}.')
         if not in_channels:
             raise ValueError("in_channels must name at least one map.")
         out_channels = check_count(out_channels, "out_channels")
@@ -80,7 +88,14 @@ class FeaturePyramid(NotScriptable, nn.Module):
             else Involution2d(out_channels, 7, **factory)
             for _ in in_channels
         )
-        for module in (*self.lateral, *self.output):
+        self.extra = None
+        if extra == "convolution":
+            inputs = (in_channels[-1], *(out_channels for _ in range(1, self.extra_levels)))
+            self.extra = nn.ModuleList(
+                nn.Conv2d(channels, out_channels, 3, 2, 1, **factory)
+                for channels in inputs[: self.extra_levels]
+            )
+        for module in (*self.lateral, *self.output, *(self.extra or ())):
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
@@ -95,8 +110,13 @@ class FeaturePyramid(NotScriptable, nn.Module):
         for level in range(len(inner) - 2, -1, -1):
             inner[level] = inner[level] + F.interpolate(inner[level + 1], size=inner[level].shape[2:])
         levels = [output(each) for output, each in zip(self.output, inner, strict=True)]
-        for _ in range(self.extra_levels):
-            levels.append(F.max_pool2d(levels[-1], 1, 2))  # a copy, for changes in place
+        coarsest = maps[-1]
+        for number in range(self.extra_levels):
+            if self.extra is None:
+                coarsest = F.max_pool2d(levels[-1], 1, 2)  # a copy, for changes in place
+            else:
+                coarsest = self.extra[number](coarsest)
+            levels.append(coarsest)
         return levels
 
 

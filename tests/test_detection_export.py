@@ -1,0 +1,110 @@
+"""Whole detectors as files: the boxes of the model in Python at sizes that they were not exported with, or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+detection = pytest.importorskip("involution.detection", exc_type=ImportError)
+
+from involution.detection import DeployableDetector, FasterRCNN, MaskRCNN, RetinaNet, paste_masks  # noqa: E402
+from involution.export import export_model, load  # noqa: E402
+
+KINDS = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "retinanet": RetinaNet}
+EACH_KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+def detector(kind: str) -> Any:
+    """A network of three involutions or more whose random weights find a few dozen objects in noise."""
+    torch.manual_seed(0)
+    retina = kind == "retinanet"
+    backbone = detection.rednet_fpn_backbone(
+        "rednet_tiny",
+        out_channels=16,
+        returned_layers=(2,) if retina else (1, 2),
+        extra="convolution" if retina else "pool",
+        blocks=(1, 1),
+        widths=(16, 16),
+        strides=(1, 2),
+        stem="imagenet",
+        neck="convolution" if retina else "involution",
+    )
+    threshold = {"fasterrcnn": 0.6, "maskrcnn": 0.45, "retinanet": 0.06}[kind]
+    sizes = (
+        {"score_thresh": threshold} if retina else {"box_score_thresh": threshold, "representation_size": 32}
+    )
+    model = KINDS[kind](backbone, 4, min_size=64, max_size=1000, anchor_scale=4.0, **sizes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the first batch's statistics
+    target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
+    target["masks"] = torch.ones(1, 64, 96, dtype=torch.uint8)
+    with torch.no_grad():
+        model([torch.rand(3, 64, 96)] * 2, [target] * 2)
+        if retina:
+            for module in model.head.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.weight.normal_(std=0.1)
+        else:
+            model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.5)
+            model.roi_heads.box_predictor.bbox_pred.weight.normal_(std=0.5)
+    return model.eval()
+
+
+def same(one: tuple[Tensor, ...], other: tuple[Tensor, ...], tolerance: float) -> int:
+    """Compares boxes, scores, labels and perhaps masks; how many there are."""
+    assert [each.shape for each in one] == [each.shape for each in other]
+    torch.testing.assert_close(one[0], other[0], atol=tolerance, rtol=0)
+    for first, second in zip(one[1:], other[1:], strict=True):
+        torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
+    return len(one[0])
+
+
+@EACH_KIND
+def test_equals_the_detector(kind):
+    """Where this does not resize; and after :meth:`resize` where it does."""
+    model = detector(kind)
+    deployable, found = DeployableDetector(model), 0
+    with torch.no_grad():
+        for size in ((64, 96), (64, 64), (97, 64)):
+            image = torch.rand(3, *size)
+            expected = model([image])[0]
+            result = dict(zip(deployable.export_outputs, deployable(image[None]), strict=True))
+            if kind == "maskrcnn":
+                result["masks"] = paste_masks(result["masks"], result["boxes"], *size)
+            found += same(
+                tuple(result[name] for name in result), tuple(expected[name] for name in result), 1e-4
+            )
+        assert found > 10
+        image = torch.rand(3, 40, 70)
+        resized = deployable.resize(image)
+        assert resized.shape == (1, 3, 64, 112)
+        boxes = deployable(resized)[0] * torch.tensor([70 / 112, 40 / 64] * 2)
+        torch.testing.assert_close(boxes, model([image])[0]["boxes"], atol=1e-4, rtol=1e-4)
+
+
+# AOTInductor compiles for minutes, so one of them stands for all: it has the parts of a Faster R-CNN too.
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [*((kind, format) for kind in KINDS for format in ("pt2", "onnx")), ("maskrcnn", "aoti")],
+)
+def test_files(kind, format, tmp_path: Path):
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    deployable = DeployableDetector(detector(kind))
+    path = export_model(
+        deployable, torch.rand(1, 3, 64, 96), tmp_path / f"model.{format.replace('aoti', 'pt2')}", format
+    )
+    run, _ = load(path, format)
+    found = []
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for size in ((64, 96), (128, 65), (70, 201), (9, 5)):
+            image = torch.rand(1, 3, *size)
+            found.append(same(run(image), deployable(image), 0.05))
+    assert sorted(found)[0] == 0 < sorted(found)[1]  # nothing in one of the images, something in the others
