@@ -1,9 +1,10 @@
 """The record of a run: a CSV file with a line for each measurement, below comments with what it was made on.
 
 The newest run of each device and benchmark is kept in benchmarks/results: ``DEVICE.csv`` of the operator,
-``DEVICE-network.csv`` and ``DEVICE-layer.csv``. A file begins with its environment and options, one ``# name: value``
-a line, where the value is JSON. In the table a size is written ``56x56``, an empty cell is a value that there is none
-of, and a dot stands between a part and its column: ``rivals.unfold.us``. Numbers have nine significant digits.
+``DEVICE-network.csv``, ``DEVICE-layer.csv`` and ``DEVICE-scenes.csv``. A file begins with its environment and options,
+one ``# name: value`` a line, where the value is JSON. In the table a size is written ``56x56``, an empty cell is a
+value that there is none of, and a dot stands between a part and its column: ``rivals.unfold.us``. Numbers have nine
+significant digits.
 """
 
 from __future__ import annotations
@@ -92,6 +93,14 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "not_fused": _OPTIONAL_TEXT,
         "layers": dict,
         "ratios": dict,
+    },
+    "scenes": {
+        "task": str,
+        "layers": str,
+        "epochs": int,
+        "parameters": int,
+        "cpu_seconds": _NUMBER,
+        "scores": dict,
     },
     "tune": {
         "case": str,

@@ -8,26 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from . import training
 from .train import EXPECTED_ERRORS, quiet
-from .training.checkpoint import CheckpointError, load_model, write_atomically
-from .training.libraries import jsonargparse, lightning, torchmetrics
-from .training.run import LAST, figure_of, newest_run
-
-SHOWN = 20  # the most classes whose confusion matrix is printed
+from .training.checkpoint import CheckpointError, load_model
+from .training.libraries import jsonargparse, lightning
+from .training.run import LAST, newest_run
 
 
 class Evaluation(NamedTuple):
-    """How a checkpoint does: scores, those that training recorded, and counts ``(N, N)``, true classes by row."""
+    """How a checkpoint does: scores, those that training recorded, and the task, which has what they are made of."""
 
     checkpoint: Path
     metrics: dict[str, float]
     recorded: dict[str, float]
-    confusion: Tensor
-    classes: list[str]
-    skipped: int  # images that could not be read
+    task: Any
 
 
 def evaluate(
@@ -63,63 +57,29 @@ def evaluate(
     options |= {"accelerator": accelerator, "precision": precision or info["precision"]}
     trainer = lightning.Trainer(devices=1, enable_progress_bar=sys.stderr.isatty(), **options)
     metrics = trainer.validate(task, training.data_of(info, **(data or {})), verbose=False)[0]
-    skipped = int(task.means["skipped_images"].compute())
-    return Evaluation(path, dict(metrics), info["metrics"], task.confusion, info["classes"], skipped)
-
-
-def report(result: Evaluation) -> str:
-    """What the command prints."""
-    right, count = int(result.confusion.trace()), int(result.confusion.sum())
-    accuracy, recorded = result.metrics["val_accuracy"], result.recorded.get("val_accuracy")
-    same = "as training recorded" if accuracy == recorded else f"training recorded {recorded}"
-    lines = [f"{result.checkpoint}: {right} of {count} test images right, {result.skipped} skipped,"]
-    lines[0] += f" accuracy {100 * accuracy:.2f}% ({same}), loss {result.metrics['val_loss']:.4f}"
-    names = [name[:12] for name in result.classes]
-    if len(names) <= SHOWN:
-        width = max(len(str(int(result.confusion.max()))), *map(len, names), 3) + 1
-        lines.append("True classes by row, predicted ones by column:")
-        lines.append(" " * width + "".join(f"{name:>{width}}" for name in names))
-        for name, row in zip(names, result.confusion.tolist(), strict=True):
-            lines.append(f"{name:>{width}}" + "".join(f"{cell or '.':>{width}}" for cell in row))
-    errors = result.confusion.clone().fill_diagonal_(0)
-    for index in errors.flatten().argsort(descending=True, stable=True)[:10].tolist():
-        i, j = divmod(index, len(names))
-        if errors[i, j]:
-            lines.append(f"{int(errors[i, j]):5} of {result.classes[i]} taken for {result.classes[j]}")
-    return "\n".join(lines)
-
-
-def draw_confusion(result: Evaluation, path: Path) -> None:
-    """Writes a PNG file of how often each class was taken for each."""
-    count = len(result.classes)
-    figure = figure_of(min(12.0, 3 + 0.45 * count), min(12.0, 3 + 0.45 * count))
-    metric = torchmetrics.classification.MulticlassConfusionMatrix(count)
-    metric.plot(result.confusion, ax=figure.subplots(), add_text=count <= SHOWN, labels=result.classes)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    return Evaluation(path, dict(metrics), info["metrics"], task)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command, with the process's arguments unless others are given; an expected error ends it by a sentence."""
-    about = "Tests a checkpoint on the test images of its data, and draws its confusion matrix."
+    about = "Tests a checkpoint on the test images of its data; prints the scores, and draws a picture."
     parser = jsonargparse.ArgumentParser("python -m involution.evaluate", description=about)
     parser.add_argument("--config", action="config", help="YAML file with these options")
-    parser.add_argument(
-        "checkpoint", nargs="?", help="file or folder of a run; by default the newest in runs/"
-    )
+    about = "file or folder of a run; by default the newest in runs/"
+    parser.add_argument("checkpoint", nargs="?", help=about)
     parser.add_function_arguments(evaluate, skip={"checkpoint"})
     parser.add_argument(
-        "--picture", type=str | None, help="PNG file to draw; confusion.png beside the checkpoint"
+        "--output", type=str | None, help="folder for the picture; the checkpoint's by default"
     )
     options = parser.parse_args(arguments)
-    picture = options.pop("picture")
-    options.pop("config")
+    output, _ = options.pop("output"), options.pop("config")
     quiet()
     try:
         result = evaluate(**options)
-        print(report(result))
-        path = Path(picture) if picture else result.checkpoint.with_name("confusion.png")
-        draw_confusion(result, path)
-        print(f"Picture: {path}")
+        print(f"{result.checkpoint}: {result.task.report(Path(output or result.checkpoint.parent))}")
+        for name, value in result.metrics.items():
+            before = result.recorded.get(name)
+            print(f"{name:20} {value:.4f}", "as training recorded" if value == before else f"was {before}")
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     return 0

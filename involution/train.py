@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from . import training
 from .training import CheckpointError, DataError, ImageData, NonFiniteError, Task
 from .training.checkpoint import write_atomically
 from .training.libraries import LightningCLI, jsonargparse, lightning
@@ -21,29 +22,26 @@ from .training.run import CONFIG, LAST, AtomicCheckpoints, History, WithinEpochs
 EXPECTED_ERRORS = (CheckpointError, DataError, NonFiniteError)  # told in a sentence, without a traceback
 SHIPPED = {file.stem: str(file) for file in (Path(__file__).parent / "training" / "configs").glob("*.yaml")}
 HELP = f"""\
-Every option can also stand in a YAML file for --config: one that ships with the package ({", ".join(SHIPPED)}), that
-of an earlier run (config.yaml in its folder), or what --print_config prints.
+Every option can also stand in a YAML file for --config: that of an earlier run (config.yaml in its folder), what
+--print_config prints, or, by its name alone, one that ships with the package:
+{", ".join(sorted(SHIPPED))}. --task NAME is the same.
 
 examples:
   python -m involution.train                      a small RedNet on handwritten digits, in half a minute
+  python -m involution.train --task detection     boxes of digits on photographs; also instance, segmentation
   python -m involution.train --resume             go on with the newest run in runs/; or name its folder
   python -m involution.train --data ImageFolder --data.path FOLDER --model.network rednet50 --trainer.max_epochs 90
-  python -m involution.train --model.optimizer SGD --model.optimizer.lr 0.1 --model.optimizer.weight_decay 1e-4
-  python -m involution.train --trainer.callbacks+ EMAWeightAveraging --trainer.callbacks.decay 0.99
-  python -m involution.train --trainer.logger TensorBoardLogger --trainer.logger.save_dir runs
-  python -m involution.train --data.help ImageFolder       the options of a kind of data: Digits, Cifar, ImageFolder
-  python -m involution.train --model.help Classification   the options of a task
+  python -m involution.train --data.help ImageFolder    the options of a kind of data; --model.help of a task
 
 Of --trainer, the most used options are listed; all arguments of Lightning's Trainer are accepted.
 """
+rank_zero_only: Any = lightning.utilities.rank_zero_only
 LISTED = ("accelerator", "devices", "precision", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
 DEFAULTS: dict[str, Any] = {"max_epochs": 25, "gradient_clip_val": 1.0, "num_sanity_val_steps": 0}
 DEFAULTS |= {"enable_model_summary": False, "logger": False}
 CHOICES: dict[str, Any] = dict.fromkeys(("subclass_mode_model", "subclass_mode_data"), True)
-CHOICES |= dict.fromkeys(
-    ("save_config_callback", "load_from_checkpoint_support", "auto_configure_optimizers"), False
-)
-CHOICES["seed_everything_default"] = 0
+CHOICES |= {"save_config_callback": None, "seed_everything_default": 0}
+CHOICES |= dict.fromkeys(("load_from_checkpoint_support", "auto_configure_optimizers"), False)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
@@ -59,14 +57,14 @@ class _Command(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.prog, parser.epilog, parser.formatter_class = "python -m involution.train", HELP, _Formatter
-        parser.usage = "%(prog)s [--config FILE] [--resume [RUN]] [--OPTION VALUE ...]"
+        parser.usage = "%(prog)s [--task NAME] [--config FILE] [--resume [RUN]] [--OPTION VALUE ...]"
         parser.description = "Trains a network; without options, a small RedNet on handwritten digits."
         add = parser.add_argument
         add("--output", type=str | None, help="folder of the run; a new one in runs/ unless given")
         add("--checkpoint_every", type=int | None, help="steps between checkpoints within an epoch")
         add("--threads", type=int | None, help="processor threads; 1 for digits, else torch's choice")
         parser.set_defaults({"model": {"class_path": "Classification"}, "data": {"class_path": "Digits"}})
-        parser.link_arguments("data", "model.init_args.data", ImageData.description.fget, "instantiate")
+        parser.link_arguments("data", "model.init_args.data", lambda data: data.description, "instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
 
@@ -77,7 +75,7 @@ class _Command(LightningCLI):
         config, options, kind = self.config, self.config_init.trainer, lightning.callbacks.ModelCheckpoint
         torch.set_num_threads(config.threads or self.datamodule.threads or torch.get_num_threads())
         run = Path(config.output or new_run(type(self.datamodule).__name__.lower()))
-        if _first():
+        if rank_zero_only.rank == 0:  # the process that writes, of several that train together
             run.mkdir(parents=True, exist_ok=True)
             config.output = str(run)
             write_atomically(run / CONFIG, lambda file: file.write(self.parser.dump(config).encode()))
@@ -87,17 +85,12 @@ class _Command(LightningCLI):
         added: list[Any] = [History(run), best, kind(filename="last", **always)]
         if config.checkpoint_every:
             added.append(WithinEpochs(filename="last", every_n_train_steps=config.checkpoint_every, **always))
-        given = options.callbacks or []
-        options.callbacks = [*(given if isinstance(given, list) else [given]), *added]
+        given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
+        options.callbacks = [*filter(None, given), *added]
         if options.enable_progress_bar is None:
             options.enable_progress_bar = sys.stderr.isatty()
         options.use_distributed_sampler = False  # the loaders share the images themselves
         return lightning.Trainer(**{**options, "plugins": [*(options.plugins or []), AtomicCheckpoints()]})
-
-
-def _first() -> bool:
-    """Whether this is the process that writes, of several that train together."""
-    return getattr(lightning.utilities.rank_zero_only, "rank", 0) == 0
 
 
 def quiet() -> None:
@@ -125,7 +118,7 @@ def train(options: Sequence[str] = (), resume: str | Path | None = None) -> ligh
         SystemExit: an option is unknown or its value is not allowed; the message is printed.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("-c", "--config", "--task", action="append", default=[])
     parser.add_argument("--resume", nargs="?", const="", default=resume)
     parser.add_argument("--output")
     found, rest = parser.parse_known_args(options)
@@ -133,16 +126,19 @@ def train(options: Sequence[str] = (), resume: str | Path | None = None) -> ligh
     if found.resume is not None:
         path = Path(found.resume or newest_run(CONFIG))
         files, last = [str(path / CONFIG), *files], path / LAST
-    elif path and _first() and (Path(path) / CONFIG).exists():
+    elif path and rank_zero_only.rank == 0 and (Path(path) / CONFIG).exists():
         raise CheckpointError(
             f"{path} holds a run already. Go on by --resume {path}, or give another --output."
         )
     arguments = [*(f"--config={file}" for file in files), *rest, *([f"--output={path}"] if path else [])]
+    for name in training.__all__:  # imported, tasks and data have short names
+        getattr(training, name)
     threads = torch.get_num_threads()
     try:
         made = _Command(Task, ImageData, args=arguments, run=False, trainer_defaults=DEFAULTS, **CHOICES)
-        # Interrupted before its first checkpoint, a run begins again.
-        last = last if last is not None and last.exists() else None
+        last = (
+            last if last and last.exists() else None
+        )  # interrupted before its first checkpoint, it begins again
         made.trainer.fit(made.model, made.datamodule, ckpt_path=last, weights_only=True)
         return made.trainer
     finally:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 # Small, with everything that draws random numbers.
-NETWORK = {
-    "blocks": [1, 1],
-    "widths": [8, 8],
-    "strides": [1, 2],
-    "stem_channels": 8,
-    "kernel_size": 3,
-    "group_channels": 4,
-    "expansion": 2,
-    "drop_path": 0.2,
-    "dropout": 0.2,
-}
+NETWORK: dict[str, Any] = {"blocks": [1, 1], "widths": [8, 8], "strides": [1, 2], "stem_channels": 8}
+NETWORK |= {"kernel_size": 3, "group_channels": 4, "expansion": 2, "drop_path": 0.2, "dropout": 0.2}
 
 
 def need_libraries() -> None:
@@ -68,3 +60,23 @@ def curve(run: Path) -> list[dict[str, str]]:
     """The log of a run, digit by digit."""
     with open(run / "log.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def train_keeping(folder: Path, options: list[str]) -> Path:
+    """A run in `whole`; beside it, as `after-N`, each of its last checkpoints as a kill would have left it."""
+    from involution.train import train
+    from involution.training import run
+
+    save, kept = run.AtomicCheckpoints.save_checkpoint, []
+
+    def keep(self, checkpoint, path, storage_options=None):
+        save(self, checkpoint, path, storage_options)
+        if Path(path).name == run.LAST:
+            copy = folder / f"after-{len(kept)}"
+            copy.mkdir()
+            kept.append(shutil.copy(path, copy))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.AtomicCheckpoints, "save_checkpoint", keep)
+        train(options)
+    return folder / "whole"

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from training_cases import NETWORK, words
@@ -41,19 +42,17 @@ def kill(data: Path, folder: Path) -> None:
     train(words(data, folder, **INTERRUPTED))
 
 
-def share(data: Path, folder: Path, size: str) -> None:
+def share(data: Path, folder: Path, size: str, patch: pytest.MonkeyPatch | None = None) -> None:
     """Trains in ``size`` processes, without batch norm and dropout, which see each image alone."""
 
     def create(name: str, **arguments) -> nn.Module:
         return create_model(name, **arguments, norm_layer=lambda channels: nn.GroupNorm(1, channels))
 
-    task.create_model = create
+    (patch or pytest.MonkeyPatch()).setattr(task, "create_model", create)
     plain = {name: value for name, value in NETWORK.items() if not name.startswith("drop")}
-    several = {"trainer_devices": int(size), "trainer_strategy": "ddp"} if size != "1" else {}
-    sgd = {"model_optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}}
-    train(
-        words(data, folder / str(size), model_network_arguments=plain, checkpoint_every=3, **sgd, **several)
-    )
+    options = {"model_network_arguments": plain, "checkpoint_every": 3, "trainer_devices": int(size)}
+    options["model_optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
+    train(words(data, folder / size, **options, **({"trainer_strategy": "ddp"} if size != "1" else {})))
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def _nms(boxes: Tensor, scores: Tensor, groups: Tensor, size: tuple[int, int], t
     """
     aside = groups.to(boxes.dtype) * (torch.sym_max(*size) + 1)
     added = torch.tensor([[-4.0, -4.0, -3.0, -3.0], [-2.0, -2.0, -1.0, -1.0]], device=boxes.device)
-    every = torch.cat([boxes + aside[:, None], added])
+    every = torch.cat([boxes + cast(Tensor, aside)[:, None], added])
     kept = nms(every, torch.cat([scores, scores.new_full((2,), -1.0)]), threshold)
     return cast(Tensor, kept)[:-2]
 

@@ -11,8 +11,14 @@ from .checkpoint import CheckpointError, load_model, read_checkpoint
 from .images import BadImageError, DataError
 
 _MODULES = {  # imported when they are asked for, because they need the extra
-    **dict.fromkeys(("Classification", "NonFiniteError", "Task"), "task"),
+    "Classification": "classification",
+    **dict.fromkeys(("NonFiniteError", "Task"), "task"),
+    "Detection": "detection",
+    "Segmentation": "segmentation",
     **dict.fromkeys(("Cifar", "Digits", "ImageData", "ImageFolder"), "data"),
+    **dict.fromkeys(("Coco", "ObjectData", "Voc"), "objects"),
+    **dict.fromkeys(("Cityscapes", "Pairs", "PixelData"), "pixels"),
+    **dict.fromkeys(("SceneMaps", "Scenes"), "scenes"),
 }
 
 __all__ = [

@@ -5,7 +5,7 @@ with plain types under ``involution``::
 
     version           2
     task, data        {"name": str, "arguments": dict}: the class in involution.training, and what makes it again
-    model             the same for involution.models.create_model
+    model             the same for :func:`create_network`
     classes           names, in the order of the labels
     input             {"channels": int, "size": [H, W], "mean": [...], "std": [...]}, of values from 0 to 1
     precision         of the training, as Lightning names it
@@ -17,12 +17,14 @@ import contextlib
 import os
 import zipfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import nn
 
-from ..models import CheckpointError, RedNet, create_model
+from ..models import CheckpointError, create_model
 
 VERSION = 2
 
@@ -72,7 +74,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_model(path: str | Path) -> tuple[RedNet, dict[str, Any]]:
+def create_network(name: str, **arguments: Any) -> nn.Module:
+    """A network by its name: a classifier of involution.models, a detector or a segmenter."""
+    kinds = {
+        "detection": ("fasterrcnn_", "maskrcnn_", "retinanet_"),
+        "segmentation": ("semantic_fpn_", "upernet_"),
+    }
+    for kind, prefixes in kinds.items():
+        if name.startswith(prefixes):
+            package = import_module(f"involution.{kind}")
+            if name not in package.__all__:
+                raise ValueError(f"There is no network {name!r} in {package.__name__}.")
+            return getattr(package, name)(**arguments)
+    return create_model(name, **arguments)
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The trained network of a checkpoint, in evaluation mode on the CPU, and what the checkpoint says of it.
 
     Returns:
@@ -85,7 +102,7 @@ def load_model(path: str | Path) -> tuple[RedNet, dict[str, Any]]:
     content = read_checkpoint(path)
     info = {**content["involution"], "epoch": content["epoch"] + 1}
     try:
-        model = create_model(info["model"]["name"], **info["model"]["arguments"])
+        model = create_network(info["model"]["name"], **info["model"]["arguments"])
         model.load_state_dict(content["state_dict"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit the network that it names: {error}") from error

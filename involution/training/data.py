@@ -1,11 +1,14 @@
 """Data to train and to test on: the digits of scikit-learn, CIFAR, and folders of images."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch.utils.data import default_collate
 
+from .._extras import needed_by
 from .images import DataError, read_image
 from .libraries import lightning, torchvision
 from .loading import Loader, Order, Prepared
@@ -19,7 +22,7 @@ class ImageData(lightning.LightningDataModule):
     """Images to train and to test on.
 
     A kind of data has :meth:`samples` and the attributes below; ``changes`` has the transforms of each part's pairs of
-    image and label, before images are normalised by ``mean`` and ``std``.
+    image and label, ``finish`` those behind them, which normalise by ``mean`` and ``std``; ``collate`` makes batches.
 
     Args:
         batch_size: images in a batch, over all processes together.
@@ -32,9 +35,10 @@ class ImageData(lightning.LightningDataModule):
     threads: ClassVar[int | None] = None  # of the processor, unless the user names a number
     classes: list[str]  # in the order of the labels
     channels: int
-    size: tuple[int, int]
+    size: tuple[int, ...]  # height and width; nothing where they differ
     mean: list[float]
     std: list[float]
+    collate: Callable = staticmethod(default_collate)
 
     def __init__(
         self,
@@ -46,15 +50,17 @@ class ImageData(lightning.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.batch_size, self.stop, self.seed = batch_size, on_bad_image == "stop", seed
-        self.workers = (
-            workers if workers is not None else 0 if self.in_memory else min(8, os.cpu_count() or 1)
-        )
+        loading = 0 if self.in_memory else min(8, os.cpu_count() or 1)
+        self.workers = loading if workers is None else workers
         self.changes: dict[str, list[Any]] = {"train": [], "test": []}
         self.state = {"taken": 0}
 
     def samples(self, part: str) -> Any:
         """Pairs of an image, or what ``changes`` make one of, and a label, of the part ``"train"`` or ``"test"``."""
         raise NotImplementedError
+
+    def finish(self) -> list[Any]:
+        return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
 
     @property
     def description(self) -> dict[str, Any]:
@@ -64,9 +70,8 @@ class ImageData(lightning.LightningDataModule):
         return {"data": kind, "classes": self.classes, "input": seen}
 
     def setup(self, stage: str) -> None:
-        self.parts = {
-            part: self.samples(part) for part in (("train", "test") if stage == "fit" else ("test",))
-        }
+        parts = ("train", "test") if stage == "fit" else ("test",)
+        self.parts = {part: self.samples(part) for part in parts}
 
     def train_dataloader(self) -> Loader:
         self.loader = self._loader("train", self.seed)
@@ -84,9 +89,9 @@ class ImageData(lightning.LightningDataModule):
         self.state = state
 
     def _loader(self, part: str, seed: int | None) -> Loader:
-        finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
-        transform = v2.Compose([*self.changes[part], *finish])
-        batches = Prepared(self.parts[part], transform, self.seed, replace=part == "train" and not self.stop)
+        transform = v2.Compose([*self.changes[part], *self.finish()])
+        replace = part == "train" and not self.stop
+        batches = Prepared(self.parts[part], transform, self.seed, replace, self.collate)
         processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         order = Order(len(self.parts[part]), self.batch_size, seed, *processes)
         options = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
@@ -99,18 +104,13 @@ class Digits(ImageData):
     The split is the same for every run. Training images are shifted by up to a pixel, and never mirrored.
     """
 
-    threads = (
-        1  # as fast as two on such small images, and far faster where another program has the other core
-    )
+    threads = 1  # as fast as two on such small images, and far faster where others use the second core
     channels, size = 1, (8, 8)
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
-        try:
+        with needed_by("The digits", "train"):
             from sklearn import datasets, model_selection
-        except ImportError as error:
-            hint = "which is not installed. Install it with: pip install -e '.[train]'"
-            raise ImportError(f"The digits come with scikit-learn, {hint}") from error
         digits = datasets.load_digits()
         images, labels = torch.from_numpy(digits.images / 16).float()[:, None], digits.target
         pairs = list(zip(images, labels.tolist(), strict=True))
@@ -126,9 +126,7 @@ class Digits(ImageData):
 
 
 class Cifar(ImageData):
-    """CIFAR-10 or CIFAR-100, as torchvision reads and checks them.
-
-    Training images are shifted by up to 4 pixels, and half of them mirrored.
+    """CIFAR-10 or CIFAR-100; training images are shifted by up to 4 pixels, and half of them mirrored.
 
     Args:
         path: folder that has ``cifar-10-batches-py`` or ``cifar-100-python`` in it.
@@ -139,17 +137,16 @@ class Cifar(ImageData):
 
     def __init__(self, path: str, kind: Literal[10, 100] = 10, **common: Any) -> None:
         super().__init__(**common)
-        self.path, self.kind = path, kind
+        self.path, self.read = path, getattr(torchvision.datasets, f"CIFAR{kind}")
         self.classes = list(self.samples("test").classes)
         self.mean, self.std = PHOTOGRAPHS[3]
         self.changes["train"] = [v2.RandomCrop(self.size, padding=4), v2.RandomHorizontalFlip()]
 
     def samples(self, part: str) -> Any:
-        read = torchvision.datasets.CIFAR10 if self.kind == 10 else torchvision.datasets.CIFAR100
         try:
-            return read(self.path, part == "train", transform=v2.ToImage())
+            return self.read(self.path, part == "train", transform=v2.ToImage())
         except RuntimeError as error:  # files are missing, or their checksums are wrong
-            raise DataError(f"CIFAR-{self.kind} is not in {self.path!r}, or is damaged. {error}") from error
+            raise DataError(f"CIFAR is not in {self.path!r}, or is damaged. {error}") from error
 
 
 class ImageFolder(ImageData):
@@ -183,11 +180,8 @@ class ImageFolder(ImageData):
         self.mean, self.std = PHOTOGRAPHS[channels]
         crop = v2.RandomResizedCrop(image_size, (crop_scale, 1.0))
         self.changes["train"] = [self.read, crop, v2.RandomHorizontalFlip()]
-        self.changes["test"] = [
-            self.read,
-            v2.Resize(round(image_size * 256 / 224)),
-            v2.CenterCrop(image_size),
-        ]
+        resize = v2.Resize(round(image_size * 256 / 224))
+        self.changes["test"] = [self.read, resize, v2.CenterCrop(image_size)]
 
     def read(self, file: str, label: int) -> tuple[torch.Tensor, int]:
         """The image of a file, and its label."""
@@ -201,9 +195,7 @@ class ImageFolder(ImageData):
         )
         labels = {name: label for label, name in enumerate(self.classes)}
         if unknown := sorted(set(class_folders(folder)) - set(labels)):
-            raise DataError(
-                f"{folder} has the folders {unknown}, which are none of the classes {self.classes}."
-            )
+            raise DataError(f"{folder} has the folders {unknown}, which are none of {self.classes}.")
         kinds = torchvision.datasets.folder
         try:
             return kinds.make_dataset(str(folder), labels, kinds.IMG_EXTENSIONS, allow_empty=part != "train")

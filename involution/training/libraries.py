@@ -5,9 +5,18 @@ from .._extras import needed_by
 with needed_by("Training", "train"):
     import jsonargparse
     import lightning.pytorch as lightning
-    import matplotlib  # noqa: F401  needed at the end of a run, so that it should fail now
+    import pycocotools.mask
     import torchmetrics
     import torchvision.transforms.v2
     from lightning.pytorch.cli import LightningCLI
+    from matplotlib.figure import Figure  # needed at the end of a run, so that it should fail now
 
-__all__ = ["LightningCLI", "jsonargparse", "lightning", "torchmetrics", "torchvision"]
+__all__ = [
+    "Figure",
+    "LightningCLI",
+    "jsonargparse",
+    "lightning",
+    "pycocotools",
+    "torchmetrics",
+    "torchvision",
+]

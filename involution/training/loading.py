@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .images import BadImageError, DataError
 
@@ -28,13 +28,13 @@ class Prepared(Dataset):
 
     Samples are pairs of an image and a target. The transform takes and returns both, or raises ``BadImageError``; then
     the next readable sample takes the place, where ``replace`` is set. It draws from torch's generator, which ``seed``,
-    epoch and index set anew for each sample.
+    epoch and index set anew for each sample. ``collate`` makes a batch of a list of pairs.
     """
 
-    collate: Callable = staticmethod(default_collate)  # makes a batch of a list of pairs
-
-    def __init__(self, samples: Sequence, transform: Callable, seed: int, replace: bool) -> None:
-        self.samples, self.transform, self.seed = samples, transform, seed
+    def __init__(
+        self, samples: Sequence, transform: Callable, seed: int, replace: bool, collate: Callable
+    ) -> None:
+        self.samples, self.transform, self.seed, self.collate = samples, transform, seed, collate
         self.tries = REPLACEMENTS if replace else 1
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> Batch:
@@ -64,13 +64,9 @@ class Order(Sampler[list[tuple[int, int]]]):
         DataError: the samples of a batch cannot be shared evenly, or there are too few.
     """
 
-    def __init__(
-        self, length: int, batch_size: int, seed: int | None, rank: int = 0, processes: int = 1
-    ) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int | None, rank: int = 0, processes: int = 1):
         if batch_size < 1 or batch_size % processes:
-            raise DataError(
-                f"The batch size ({batch_size}) must be a multiple of the {processes} process(es)."
-            )
+            raise DataError(f"The batch size ({batch_size}) must be a multiple of {processes} processes.")
         if seed is not None and length < batch_size:
             raise DataError(f"The batch size ({batch_size}) is more than the {length} training images.")
         self.length, self.batch_size, self.seed, self.rank = length, batch_size, seed, rank
@@ -108,9 +104,8 @@ class Loader(DataLoader):
         self.taken = self.order.start
         for batch in super().__iter__():
             if batch.skipped and (self.stop or (self.order.seed is not None and not len(batch.targets))):
-                raise BadImageError(
-                    f"{batch.skipped[0]} To leave out such images, give --data.on_bad_image skip."
-                )
+                hint = "To leave out such images, give --data.on_bad_image skip."
+                raise BadImageError(f"{batch.skipped[0]} {hint}")
             self.taken += 1
             yield batch
 

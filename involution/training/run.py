@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .checkpoint import CheckpointError, read_checkpoint, write_atomically
-from .libraries import lightning
+from .libraries import Figure, lightning
 
 RUNS = Path("runs")
 CONFIG, LAST = "config.yaml", "last.ckpt"
@@ -69,7 +69,8 @@ class History(lightning.Callback):
         self.rows = state["rows"]
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
+        metrics = trainer.callback_metrics.items()
+        measured = {name: float(value) for name, value in metrics if not name.startswith("loss")}
         rate, epoch = trainer.optimizers[0].param_groups[0]["lr"], trainer.current_epoch + 1
         self.rows = [*self.rows, {"epoch": epoch, "lr": rate, **measured}]
         shown = "  ".join(f"{name} {value:.4f}" for name, value in measured.items())
@@ -83,36 +84,34 @@ class History(lightning.Callback):
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            module.print(
-                f"\nInterrupted. Go on with: python -m involution.train --resume {self.folder}",
-                file=sys.stderr,
-            )
+            command = f"python -m involution.train --resume {self.folder}"
+            module.print(f"\nInterrupted. Go on with: {command}", file=sys.stderr)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         if self.rows and trainer.is_global_zero:
             draw_curves(self.rows, self.folder / "curves.png")
+            module.report(self.folder)
 
 
-def figure_of(width: float, height: float) -> Any:
-    """A figure of matplotlib, in inches, that needs no display and changes nothing global."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    return FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained")).figure
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure of matplotlib as a PNG file."""
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
     """Draws whatever has a training or a test value, and the learning rate, over the epochs."""
-    names = [
-        "lr",
-        *sorted({name.partition("_")[2] for name in rows[-1] if name.startswith(("train_", "val_"))}),
-    ]
-    figure = figure_of(4 * len(names), 3.6)
-    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        for part, colour in ((f"train_{name}", "#8d99ae"), (f"val_{name}", "#d62828"), (name, "#003049")):
-            if drawn := [(row["epoch"], row[part]) for row in rows if part in row]:
-                axes.plot(*zip(*drawn, strict=True), color=colour, label=part, marker=".")
+    kinds: dict[str, list[str]] = {
+        "lr": ["lr"]
+    }  # train_loss and val_loss share axes, and so do val_map and val_map_50
+    for name in rows[-1]:
+        if name.startswith(("train_", "val_")):
+            kinds.setdefault(name.split("_")[1], []).append(name)
+    figure = Figure(figsize=(4 * len(kinds), 3.6), layout="constrained")
+    for axes, names in zip(figure.subplots(1, len(kinds)), kinds.values(), strict=True):
+        for name in names:
+            drawn = [(row["epoch"], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*drawn, strict=True), label=name, marker=".")
         axes.set(xlabel="epoch")
         axes.legend()
         axes.grid(alpha=0.3)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    save_figure(figure, path)

@@ -1,17 +1,16 @@
-"""What a network is trained for: the part that all tasks share, and classification."""
+"""What a network is trained for: the part that all tasks share."""
 
 import random
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, MultiStepLR, PolynomialLR
 
-from ..models import create_model
-from .checkpoint import VERSION
+from .checkpoint import VERSION, create_network
 from .images import DataError
 from .libraries import lightning, torchmetrics
 from .loading import Batch
@@ -24,21 +23,28 @@ class NonFiniteError(FloatingPointError):
 class Task(lightning.LightningModule):
     """A network, its optimiser and its schedule.
 
-    A kind of task has three methods: ``loss`` of a training batch, a mean over its images; ``measure``, which takes a
-    test batch into the scores; and ``scores``, by names that begin with ``val_``, after which they begin anew.
+    A kind of task has four methods: ``loss`` of a training batch, a mean over its images; ``measure``, which takes a
+    test batch into the scores; ``scores``, by names that begin with ``val_``, after which they begin anew; and
+    ``report``, which writes pictures of the last test into a folder and returns what to print.
 
-    The learning rate is a cosine that falls with every step (Loshchilov and Hutter, "SGDR", ICLR 2017, without
-    restarts), times a linear warm-up (Goyal et al., "Accurate, Large Minibatch SGD", 2017)::
+    The learning rate changes with every step. It is a schedule times a linear warm-up (Goyal et al., "Accurate, Large
+    Minibatch SGD", 2017), ``rate(t) = lr * schedule(t) * (factor + (1 - factor) * min(1, t / warmup))``, where
+    ``schedule(t)`` is::
 
-        rate(t) = lr * (1 + cos(pi * t / steps)) / 2 * (factor + (1 - factor) * min(1, t / warmup))
+        cosine      (1 + cos(pi * t / steps)) / 2    Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts
+        steps       a tenth of it after each milestone
+        polynomial  (1 - t / steps) ** 0.9           Chen et al., "DeepLab", PAMI 2018
 
     Args:
         data: what the data is (``ImageData.description``).
-        network: name of the network, one of involution.models.list_models().
+        network: name of the network: one of involution.models.list_models(), or a function of involution.detection or
+            involution.segmentation, whichever the task is.
         network_arguments: more arguments of the network, such as drop_path.
         optimizer: class of torch.optim with its arguments; lr is the learning rate at its peak. Another class keeps lr
             and weight_decay of the default where none are given.
-        warmup_epochs: epochs in which the learning rate rises to the cosine, at most a quarter of all.
+        schedule: of the learning rate: cosine, steps or polynomial.
+        milestones: epochs after which "steps" divides it by 10.
+        warmup_epochs: epochs in which the learning rate rises to the schedule, at most a quarter of all.
         warmup_factor: what it begins with, as a share above 0.
         decay_all: let weight decay pull at biases and norms, too, which only lose their scale by it.
         channels_last: store images and weights as channels_last.
@@ -50,6 +56,7 @@ class Task(lightning.LightningModule):
     loss: Callable[[Batch], Tensor]
     measure: Callable[[Batch], None]
     scores: Callable[[], dict[str, Tensor]]
+    report: Callable[[Path], str]
 
     def __init__(
         self,
@@ -59,6 +66,8 @@ class Task(lightning.LightningModule):
         optimizer: Callable[[Any], torch.optim.Optimizer] = lambda p: torch.optim.AdamW(
             p, lr=6e-3, weight_decay=0.05
         ),
+        schedule: Literal["cosine", "steps", "polynomial"] = "cosine",
+        milestones: tuple[float, ...] = (8, 11),
         warmup_epochs: float = 2.0,
         warmup_factor: float = 0.01,
         decay_all: bool = False,
@@ -68,22 +77,21 @@ class Task(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.data, self.optimizer, self.decay_all = data, optimizer, decay_all
-        self.compiled, self.seed = compile, seed
+        self.compiled, self.seed, self.schedule, self.milestones = compile, seed, schedule, milestones
         self.warmup_epochs, self.warmup_factor, self.steps = warmup_epochs, warmup_factor, 0
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        sizes = {"num_classes": len(data["classes"]), "in_channels": data["input"]["channels"]}
-        self.model: dict[str, Any] = {"name": network, "arguments": {**sizes, **(network_arguments or {})}}
-        self.network: nn.Module = create_model(network, **self.model["arguments"])
+        arguments = {**self.sizes(), **(network_arguments or {})}
+        self.network: nn.Module = create_network(network, **arguments)
+        arguments.pop("weights_backbone", None)  # a checkpoint has them
+        self.model: dict[str, Any] = {"name": network, "arguments": arguments}
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        means = {name: torchmetrics.MeanMetric() for name in ("train_loss", "grad_norm")}
         # Of the epoch so far, over all processes; a checkpoint has them.
-        self.means: Any = nn.ModuleDict({"skipped_images": torchmetrics.SumMetric()})
-        for name in ("train_loss", "grad_norm"):
-            self.means[name] = torchmetrics.MeanMetric()
+        self.means: Any = nn.ModuleDict({"skipped_images": torchmetrics.SumMetric(), **means})
 
-    def forward(self, images: Tensor) -> Tensor:
-        """What the network makes of images ``(B, C, H, W)``, in float32 at least, which a loss needs."""
-        result = self.network(images.to(memory_format=self.memory_format))
-        return result.to(torch.promote_types(result.dtype, torch.float32))
+    def sizes(self) -> dict[str, Any]:
+        """The network's arguments that follow from the data."""
+        return {"num_classes": len(self.data["classes"]), "in_channels": self.data["input"]["channels"]}
 
     def configure_optimizers(self) -> Any:
         # Biases and everything with at most one axis, as norms have, do not decay (He et al., "Bag of Tricks", 2019).
@@ -98,11 +106,19 @@ class Task(lightning.LightningModule):
             raise DataError(f"The run has {self.steps} steps; with {steps}, its rates would be others.")
         self.steps = steps
         warmup = round(min(self.warmup_epochs, epochs / 4) * steps / epochs)
-        schedules: list[Any] = [CosineAnnealingLR(optimizer, steps)]
+        schedules: list[Any] = [
+            CosineAnnealingLR(optimizer, steps)
+            if self.schedule == "cosine"
+            else PolynomialLR(optimizer, steps, 0.9)
+            if self.schedule == "polynomial"
+            else MultiStepLR(optimizer, [round(epoch * steps / epochs) for epoch in self.milestones])
+        ]
         if warmup > 0:
             schedules.append(LinearLR(optimizer, self.warmup_factor, total_iters=warmup))
-        schedule = {"scheduler": ChainedScheduler(schedules), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": ChainedScheduler(schedules), "interval": "step"},
+        }
 
     def on_fit_start(self) -> None:
         if self.compiled:
@@ -129,10 +145,10 @@ class Task(lightning.LightningModule):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            size = " x ".join(map(str, batch.images.shape[2:]))
+            size = " x ".join(map(str, batch.images[0].shape[1:]))
             raise DataError(
-                "Batch norm needs more than one value for each channel, but this network makes 1 x 1 maps of a single "
-                f"image of {size}: give a larger --data.batch_size or larger images."
+                f"Batch norm needs more than one value for each channel, but of a single image of {size} this network "
+                "makes 1 x 1 maps: give a larger --data.batch_size or larger images."
             ) from error
         self._stop_unless_finite(loss, "loss")
         self.means["train_loss"].update(loss.detach(), len(batch.images))
@@ -144,7 +160,7 @@ class Task(lightning.LightningModule):
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         if (
             getattr(self.trainer.precision_plugin, "scaler", None) is None
-        ):  # float16's leaves out such steps itself
+        ):  # which leaves out such steps itself
             self._stop_unless_finite(norm, "norm of the gradient")
         if torch.isfinite(norm):
             self.means["grad_norm"].update(norm)
@@ -173,12 +189,8 @@ class Task(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         own = {"version": VERSION, "task": type(self).__name__, "model": self.model, "metrics": metrics}
-        checkpoint["involution"] = {
-            **own,
-            **self.data,
-            "precision": self.trainer.precision,
-            "steps": self.steps,
-        }
+        own |= {"precision": self.trainer.precision, "steps": self.steps}
+        checkpoint["involution"] = {**own, **self.data}
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name.removeprefix("network."): weight for name, weight in weights}
         checkpoint["means"] = {}
@@ -189,56 +201,11 @@ class Task(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for key in ("classes", "input"):
             if (before := checkpoint["involution"][key]) != self.data[key]:
-                raise DataError(
-                    f"The run began with other data: its {key} were {before}, now {self.data[key]}."
-                )
+                now = self.data[key]
+                raise DataError(f"The run began with other data: its {key} were {before}, now {now}.")
         self.steps = checkpoint["involution"]["steps"]
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {f"network.{name}": weight for name, weight in weights}
         for name, state in checkpoint["means"].items() if self.global_rank == 0 else ():
             for key, value in state.items():
                 setattr(self.means[name], key, value.to(self.device))
-
-
-class Classification(Task):
-    """One class for each image.
-
-    Args:
-        data: what the data is (``ImageData.description``).
-        label_smoothing: share of each label that goes to all classes (Szegedy et al., CVPR 2016, section 7).
-    """
-
-    monitor = ("val_accuracy", "max")
-
-    def __init__(self, data: dict[str, Any], label_smoothing: float = 0.1, **common: Any) -> None:
-        super().__init__(data, **common)
-        self.label_smoothing = label_smoothing
-        self.means["train_accuracy"] = torchmetrics.MeanMetric()
-        kinds = torchmetrics.classification
-        options: dict[str, Any] = {"num_classes": len(data["classes"]), "validate_args": False}
-        accuracy = kinds.MulticlassAccuracy(average="micro", **options)
-        confusion = kinds.MulticlassConfusionMatrix(**options)
-        self.tests: Any = nn.ModuleDict(
-            {"accuracy": accuracy, "confusion": confusion, "loss": torchmetrics.MeanMetric()}
-        )
-
-    def loss(self, batch: Batch) -> Tensor:
-        scores = self(batch.images)
-        self.means["train_accuracy"].update((scores.argmax(1) == batch.targets).float())
-        return F.cross_entropy(scores, batch.targets, label_smoothing=self.label_smoothing)
-
-    def measure(self, batch: Batch) -> None:
-        if len(batch.targets):
-            scores = self(batch.images)
-            self.tests["loss"].update(F.cross_entropy(scores, batch.targets, reduction="none"))
-            self.tests["accuracy"].update(scores, batch.targets)
-            self.tests["confusion"].update(scores, batch.targets)
-
-    def scores(self) -> dict[str, Tensor]:
-        found = {f"val_{name}": metric.compute() for name, metric in self.tests.items()}
-        for metric in self.tests.values():
-            metric.reset()
-        self.confusion: Tensor = found.pop("val_confusion").cpu()  # (N, N) counts, true classes by row
-        if not self.confusion.any():
-            raise DataError("No test image can be read.")
-        return found

@@ -1,0 +1,83 @@
+"""COCO's scores of detections, by pycocotools."""
+
+import contextlib
+import io
+from typing import Any
+
+import torch
+
+from .libraries import pycocotools
+
+IMAGE = ("image_id", "height", "width")
+
+
+def recorded(objects: dict[str, Any], image: torch.Tensor, image_id: int) -> dict[str, Any]:
+    """The objects of an image, truth or detections, on the CPU, with masks as run lengths, which are small."""
+    import numpy as np
+
+    height, width = image.shape[-2:]
+    kept = {k: v.cpu() for k, v in objects.items() if torch.is_tensor(v) and k != "masks"}
+    if "masks" in objects:  # (N, H, W) or, of a detector, probabilities (N, 1, H, W)
+        shapes = objects["masks"].reshape(-1, height, width).gt(0.5).to(torch.uint8).permute(1, 2, 0)
+        kept["masks"] = pycocotools.mask.encode(np.asfortranarray(shapes.cpu().numpy()))
+    return {**kept, **dict(zip(IMAGE, (image_id, height, width), strict=True))}
+
+
+def annotations(images: list[dict[str, Any]], category_ids: list[int]) -> list[dict[str, Any]]:
+    """What :func:`recorded` returned, object by object, as COCO's annotation and result files have it."""
+    result: list[dict[str, Any]] = []
+    for image in images:
+        for index, (left, top, right, bottom) in enumerate(image["boxes"].double().tolist()):
+            box = [left, top, right - left, bottom - top]
+            each = {"id": len(result) + 1, "image_id": image["image_id"], "bbox": box}
+            each |= {"category_id": category_ids[int(image["labels"][index]) - 1]}
+            each |= {"area": float(image["area"][index]) if "area" in image else box[2] * box[3]}
+            each |= {"iscrowd": int("iscrowd" in image and image["iscrowd"][index])}
+            if "scores" in image:
+                each["score"] = float(image["scores"][index])
+            if "masks" in image:
+                run_lengths = image["masks"][index]
+                each["segmentation"] = {**run_lengths, "counts": run_lengths["counts"].decode()}
+            result.append(each)
+    return result
+
+
+def coco_scores(
+    truth: list[dict[str, Any]], found: list[dict[str, Any]], category_ids: list[int], kind: str = "bbox"
+) -> tuple[list[float], Any, str]:
+    """Compares detections with the truth.
+
+    Args:
+        truth: of each image, from :func:`recorded`.
+        found: detections of the same images.
+        category_ids: of the labels from 1 on.
+        kind: ``"bbox"`` or ``"segm"``.
+
+    Returns:
+        COCO's twelve numbers, NaN where there is no truth to find; average precision ``(classes,)``, likewise; and
+        COCO's table of the numbers.
+    """
+    import numpy as np
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    sets, table = [], io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        for images in (truth, found):
+            sets.append(COCO())  # not by its loadRes, which fails where nothing was found
+            sizes = [
+                {"id": each["image_id"], "height": each["height"], "width": each["width"]} for each in images
+            ]
+            named = [{"id": number} for number in category_ids]
+            of = annotations(images, category_ids)
+            sets[-1].dataset = {"images": sizes, "categories": named, "annotations": of}
+            sets[-1].createIndex()
+        evaluation = COCOeval(*sets, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        with contextlib.redirect_stdout(table):
+            evaluation.summarize()
+    numbers = [float(number) if number > -1 else float("nan") for number in evaluation.stats]
+    precision = evaluation.eval["precision"][..., 0, -1]  # thresholds, recalls, classes
+    missing = (precision == -1).all((0, 1))
+    return numbers, np.where(missing, np.nan, precision.mean((0, 1))), table.getvalue().rstrip()

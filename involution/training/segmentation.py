@@ -1,0 +1,115 @@
+"""A class for each pixel."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .images import DataError
+from .libraries import Figure, torchmetrics
+from .loading import Batch
+from .pixels import IGNORED
+from .run import save_figure
+from .task import Task
+
+EXAMPLES = 4  # images in the picture
+
+
+class Segmentation(Task):
+    """A class for each pixel.
+
+    ``val_miou`` is the mean over the classes of intersection over union, of all test images together; classes that are
+    neither there nor found do not count.
+
+    Args:
+        data: what the data is (``ImageData.description``).
+        auxiliary: weight of the loss of an auxiliary head, where the network has one.
+    """
+
+    monitor = ("val_miou", "max")
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        network: str = "semantic_fpn_rednet_tiny",
+        auxiliary: float = 0.4,
+        **common: Any,
+    ) -> None:
+        super().__init__(data, network, **common)
+        self.auxiliary = auxiliary
+        options: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False}
+        kind = torchmetrics.classification.MulticlassConfusionMatrix
+        tests = {"confusion": kind(len(data["classes"]), **options), "loss": torchmetrics.MeanMetric()}
+        self.tests: Any = nn.ModuleDict(tests)
+        self.examples: list[Any] = []
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """The network's scores ``(B, classes, H, W)``, ``"out"`` and perhaps ``"aux"``, in float32."""
+        return {
+            name: scores.float()
+            for name, scores in self.network(images.to(memory_format=self.memory_format)).items()
+        }
+
+    def loss(self, batch: Batch) -> Tensor:
+        scores = self(batch.images)
+        loss = cross_entropy(scores["out"], batch.targets)
+        return (
+            loss + self.auxiliary * cross_entropy(scores["aux"], batch.targets) if "aux" in scores else loss
+        )
+
+    def measure(self, batch: Batch) -> None:
+        if not len(batch.targets):
+            return
+        scores = self(batch.images)["out"]
+        self.tests["loss"].update(cross_entropy(scores, batch.targets), batch.targets.ne(IGNORED).sum())
+        self.tests["confusion"].update(scores.argmax(1), batch.targets)
+        if len(self.examples) < EXAMPLES:
+            self.examples += zip(batch.images, batch.targets, scores.argmax(1), strict=True)
+
+    def scores(self) -> dict[str, Tensor]:
+        loss, counts = self.tests["loss"].compute(), self.tests["confusion"].compute().double()
+        for metric in self.tests.values():
+            metric.reset()
+        self.drawn, self.examples = self.examples[:EXAMPLES], []
+        if not counts.any():
+            raise DataError("No test image can be read, or none has a class.")
+        right = counts.diagonal()
+        self.ious = right / (
+            counts.sum(0) + counts.sum(1) - right
+        )  # NaN where a class is neither there nor found
+        accuracy = right.sum() / counts.sum()
+        return {"val_loss": loss, "val_miou": self.ious.nanmean(), "val_pixel_accuracy": accuracy}
+
+    def report(self, folder: Path) -> str:
+        figure = Figure(figsize=(12, 3 * len(self.drawn)), layout="constrained")
+        mean, std = (torch.tensor(self.data["input"][name])[:, None, None] for name in ("mean", "std"))
+        rows = figure.subplots(len(self.drawn), 4, squeeze=False)
+        for row, (image, truth, found) in zip(rows, self.drawn, strict=True):
+            known = (truth != IGNORED).cpu()
+            picture = (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0)
+            shown = (
+                picture,
+                truth.cpu().where(known, torch.nan),
+                found.cpu(),
+                ((truth != found).cpu() & known),
+            )
+            for axes, name, values in zip(row, ("image", "truth", "found", "errors"), shown, strict=True):
+                colours = (
+                    {"cmap": "gray", "vmax": 1}
+                    if name == "errors"
+                    else {"cmap": "tab20", "vmax": len(self.ious)}
+                )
+                axes.imshow(values.numpy(), vmin=0, interpolation="nearest", **colours)
+                axes.set(title=name, xticks=[], yticks=[])
+        save_figure(figure, folder / "examples.png")
+        lines = [f"examples: {folder / 'examples.png'}", "Intersection over union:"]
+        classes = zip(self.data["classes"], self.ious.tolist(), strict=True)
+        return "\n".join([*lines, *(f"  {name[:24]:24} {iou:.3f}" for name, iou in classes)])
+
+
+def cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    """The mean over the pixels that have a class; 0 where none has."""
+    total = F.cross_entropy(scores, classes, ignore_index=IGNORED, reduction="sum")
+    return total / classes.ne(IGNORED).sum().clamp(min=1)
