@@ -1,4 +1,4 @@
-"""Detectors: published sizes and costs, what differs from torchvision and what does not, official names, bad input."""
+"""Detectors: published sizes and costs, what differs from torchvision and what does not, official names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 detection = pytest.importorskip("involution.detection", exc_type=ImportError)
 
 import official_detectors  # noqa: E402
+from detection_cases import KINDS, batch, tiny  # noqa: E402
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN  # noqa: E402
 from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor  # noqa: E402
@@ -25,11 +26,7 @@ from involution.detection import (  # noqa: E402
     Anchors,
     FasterRCNN,
     InvolutionMaskHeads,
-    InvolutionRPNHead,
-    MaskRCNN,
-    RetinaNet,
     RoIAlignPyramid,
-    check_targets,
     fasterrcnn_rednet_tiny_fpn,
     rednet_fpn_backbone,
     retinanet_rednet_tiny_fpn,
@@ -44,7 +41,6 @@ from involution.models import (  # noqa: E402
 )
 
 C, I = "convolution", "involution"  # noqa: E741
-KINDS = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "retinanet": RetinaNet}
 # Li et al., CVPR 2021, tables 4 and 5, and what the official code has, whose stem's involution is 7x7. torchvision's
 # classifier has boxes for the background, 4 * 1025 parameters, and a mask for it, 257.
 # (kind, neck, head): parameters, of which train, published millions, the stem that GFLOPs are published for, GFLOPs
@@ -60,22 +56,6 @@ PUBLISHED = {
     ("retinanet", I, C): (26_385_362, 26_246_276, 26.3, 7, 199.899, 199.9),
 }
 BACKGROUND = {"fasterrcnn": 4100, "maskrcnn": 4100 + 257, "retinanet": 0}
-
-
-def tiny(kind: str = "fasterrcnn", classes: int = 5, **arguments: Any) -> Any:
-    torch.manual_seed(0)
-    return getattr(detection, f"{kind}_rednet_tiny_fpn")(classes, min_size=64, **arguments)
-
-
-def batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Two images of odd sizes, one of them without an object."""
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(3, 65, 90, generator=generator), torch.rand(3, 64, 71, generator=generator)]
-    boxes = [torch.tensor([[5.0, 6, 40, 50], [50, 10, 80, 60]]), torch.zeros(0, 4)]
-    labels = [torch.tensor([1, 4]), torch.zeros(0, dtype=torch.int64)]
-    masks = [torch.ones(2, 65, 90, dtype=torch.uint8), torch.zeros(0, 64, 71, dtype=torch.uint8)]
-    keys = ("boxes", "labels", "masks")
-    return images, [dict(zip(keys, each, strict=True)) for each in zip(boxes, labels, masks, strict=True)]
 
 
 # ---- sizes and costs ----
@@ -410,128 +390,3 @@ def test_what_has_no_official_name(tmp_path):
     with pytest.raises(ValueError, match=r"head\.classification_head\.conv\.0\.0\.reduce\.weight"):
         save_official(tiny("retinanet", head=I), tmp_path / "never.pth")
     assert not list(tmp_path.iterdir())
-
-
-# ---- bad input ----
-
-GOOD = {"boxes": torch.tensor([[4.0, 5, 20, 30], [1, 1, 9, 9]]), "labels": torch.tensor([1, 4])}
-BAD = [
-    (
-        {"labels": torch.tensor([1, 0])},
-        ValueError,
-        r"label of object 1 of image 1 is 0, but labels are from 1 to 4; 0 is",
-    ),
-    (
-        {"labels": torch.tensor([5, 1])},
-        ValueError,
-        "label of object 0 of image 1 is 5, but labels are from 1 to 4",
-    ),
-    ({"labels": torch.tensor([1, 2, 3])}, ValueError, r"image 1 has 2 boxes, .* but their shape is \(3,\)"),
-    ({"labels": torch.tensor([1, 2]).int()}, TypeError, "labels of image 1 must be int64"),
-    (
-        {"boxes": torch.tensor([[4.0, 5, 20, 30], [1, 1, 99, 9]])},
-        ValueError,
-        "Box 1 of image 1.* out of the image of 32x48",
-    ),
-    (
-        {"boxes": torch.tensor([[-9.0, 5, 20, 30], [1, 1, 9, 9]])},
-        ValueError,
-        "Box 0 of image 1.* out of the image",
-    ),
-    (
-        {"boxes": torch.tensor([[0.1, 0.1, 0.5, 0.9], [0, 0, 1, 1]])},
-        ValueError,
-        "boxes of image 1 .*normalised",
-    ),
-    (
-        {"boxes": torch.tensor([[20.0, 10, 8, 30], [1, 1, 9, 9]])},
-        ValueError,
-        "Box 0 of image 1.*no area.*width, height",
-    ),
-    (
-        {"boxes": torch.tensor([[4.0, 5, math.nan, 30], [1, 1, 9, 9]])},
-        ValueError,
-        "Box 0 of image 1.* is not finite",
-    ),
-    (
-        {"boxes": torch.tensor([[4, 5, 20, 30], [1, 1, 9, 9]])},
-        TypeError,
-        "boxes of image 1 must be of a floating type",
-    ),
-    (
-        {"boxes": torch.zeros(2, 5)},
-        ValueError,
-        r"boxes of image 1 must be \(N, 4\), but their shape is \(2, 5\)",
-    ),
-    ({"boxes": None}, TypeError, "target of image 1 must have a tensor 'boxes'"),
-    (
-        {"masks": torch.zeros(2, 32, 47)},
-        ValueError,
-        r"masks of image 1 must be \(2, 32, 48\), .* is \(2, 32, 47\)",
-    ),
-]
-
-
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_targets(change, error, message):
-    images = [torch.rand(3, 32, 48), torch.rand(3, 32, 48)]
-    with pytest.raises(error, match=message):
-        check_targets(images, [GOOD, {**GOOD, **change}], 5)
-    with pytest.raises(error, match=message.replace("image 1", "street.png", 1)):
-        check_targets(images, [GOOD, {**GOOD, **change}], 5, names=["a.png", "street.png"])
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (torch.rand(3, 32, 48) * 255, "image 1 must have values from 0 to 1.* Divide by 255"),
-        (torch.randn(3, 32, 48) * 2, "image 1 must have values from 0 to 1, without normalisation"),
-        (torch.full((3, 32, 48), math.nan), "image 1 must have values from 0 to 1.* from nan to nan"),
-        (torch.rand(1, 32, 48), "image 1 has 1 channels, but the detector takes 3.* grey"),
-        (torch.rand(32, 48), r"image 1 must be \(channels, height, width\), but its shape is \(32, 48\)"),
-        (torch.rand(3, 0, 48), "image 1 must be"),
-    ],
-)
-@pytest.mark.parametrize("kind", KINDS)
-def test_bad_images(kind, image, message):
-    target = {**GOOD, "masks": torch.ones(2, 32, 48, dtype=torch.uint8)}
-    with pytest.raises(ValueError, match=message):
-        tiny(kind)([torch.rand(3, 32, 48), image], [target, target])
-
-
-def test_detectors_check_what_they_are_given():
-    images, targets = batch()
-    model = tiny("maskrcnn")
-    with pytest.raises(ValueError, match="There are no images"):
-        model.eval()([])
-    model.train()
-    with pytest.raises(ValueError, match="a target for each of the 2 images, but there are 1"):
-        model(images, targets[:1])
-    with pytest.raises(ValueError, match="a target for each of the 2 images, but there are none"):
-        model(images)
-    with pytest.raises(ValueError, match="target of image 1 must have a tensor 'masks'"):
-        model(images, [targets[0], {key: targets[1][key] for key in ("boxes", "labels")}])
-    high = [{**targets[0], "labels": torch.tensor([1, 6])}, targets[1]]
-    with pytest.raises(ValueError, match="object 1 of image 0 is 6, but labels are from 1 to 4"):
-        model(images, high)
-    model.roi_heads.box_predictor = FastRCNNPredictor(
-        256, 3
-    )  # the number of classes is that of the predictor
-    with pytest.raises(ValueError, match="labels are from 1 to 2"):
-        model(images, targets)
-    model.checks = False
-    assert "loss_classifier" in tiny()(images, targets)
-
-
-@pytest.mark.parametrize("argument", ["neck", "head"])
-def test_bad_arguments(argument):
-    for kind in KINDS:
-        with pytest.raises(
-            ValueError, match=f'{argument} must be "convolution" or "involution", not \'conv\''
-        ):
-            tiny(kind, **{argument: "conv"})
-        with pytest.raises(ValueError, match="num_classes must be at least 2"):
-            tiny(kind, classes=1)
-    with pytest.raises(ValueError, match="features_only=True"):
-        detection.RedNetFPN(rednet_tiny())
-    assert InvolutionRPNHead(16, 3)([torch.zeros(1, 16, 5, 1)])[1][0].shape == (1, 12, 5, 1)
