@@ -258,7 +258,7 @@ def test_a_run_does_not_go_on_with_other_data_or_steps(data, whole, tmp_path):
     with pytest.raises(DataError, match=r"its classes were \['left', 'top'\], now \['left', 'up'\]"):
         train([f"--data.path={tmp_path / 'images'}"], resume=run)
     with pytest.raises(DataError, match=r"The run has 12 steps; with 16, its rates would be others"):
-        train(["--trainer.max_epochs=4"], resume=run)
+        train([f"--data.path={data}", "--trainer.max_epochs=4"], resume=run)
 
 
 def test_two_processes_train_like_one(data, tmp_path):

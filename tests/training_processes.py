@@ -48,7 +48,7 @@ def share(data: Path, folder: Path, size: str, patch: pytest.MonkeyPatch | None 
     def create(name: str, **arguments) -> nn.Module:
         return create_model(name, **arguments, norm_layer=lambda channels: nn.GroupNorm(1, channels))
 
-    (patch or pytest.MonkeyPatch()).setattr(task, "create_model", create)
+    (patch or pytest.MonkeyPatch()).setattr(task, "create_network", create)
     plain = {name: value for name, value in NETWORK.items() if not name.startswith("drop")}
     options = {"model_network_arguments": plain, "checkpoint_every": 3, "trainer_devices": int(size)}
     options["model_optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
