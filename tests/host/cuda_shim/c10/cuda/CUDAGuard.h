@@ -1,4 +1,4 @@
-// What csrc/cuda_backend.cpp takes from torch's CUDA library, for the one device that the host plays.
+// What csrc/ops_cuda.cpp takes from torch's CUDA library, for the one device that the host plays.
 #pragma once
 
 #include <c10/core/Device.h>
