@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from official_rednet import OfficialClassifier
 from official_segmenters import OfficialSegmenter
-from test_checkpoints import assert_unchanged, published, snapshot
+from test_pretrained import assert_unchanged, published, snapshot
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
