@@ -56,6 +56,7 @@ class Classification(Task):
         found = {f"val_{name}": metric.compute() for name, metric in self.tests.items()}
         for metric in self.tests.values():
             metric.reset()
+        self.skipped = int(self.means["skipped_images"].compute())  # here, where all processes are
         self.confusion: Tensor = found.pop("val_confusion").cpu()  # (N, N) counts, true classes by row
         if not self.confusion.any():
             raise DataError("No test image can be read.")
@@ -68,6 +69,6 @@ class Classification(Task):
         options = {"add_text": count <= 20, "labels": self.data["classes"]}
         self.tests["confusion"].plot(self.confusion, ax=figure.subplots(), **options)
         save_figure(figure, path)
-        right, skipped = int(self.confusion.trace()), int(self.means["skipped_images"].compute())
+        right, skipped = int(self.confusion.trace()), self.skipped
         images = f"{right} of {int(self.confusion.sum())} test images right, {skipped} skipped"
         return f"{images}. Which classes are taken for which: {path}"
