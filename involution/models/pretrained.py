@@ -154,15 +154,15 @@ def from_checkpoint(path: str | os.PathLike[str], **arguments: Any) -> Any:
         CheckpointError: it is not a checkpoint, or of no network that is known here.
     """
     tensors = _tensors(Path(path))
-    around = [kind for mark, kind in _AROUND.items() if any(name.startswith(mark) for name in tensors)]
-    kind = importlib.import_module(around[0]) if around else None
-    names = kind.NAMES if kind else REDNET
-    state, official, _ = _our_state(tensors, names, path)
-    if not official:
+    if any("stages." in name for name in tensors):
         raise CheckpointError(
             f"{os.fspath(path)} has our names, and its tensors do not tell strides and stem; build the network as it "
             "was built and use load_checkpoint."
         )
+    around = [kind for mark, kind in _AROUND.items() if any(name.startswith(mark) for name in tensors)]
+    kind = importlib.import_module(around[0]) if around else None
+    names = kind.NAMES if kind else REDNET
+    state, _, _ = _our_state(tensors, names, path)
     try:
         found = _sizes({name.removeprefix(names.prefix): tensor for name, tensor in state.items()}, path)
         if kind:
