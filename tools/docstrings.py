@@ -16,16 +16,15 @@ class Docstrings(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object | griffe.Alias, **_: Any) -> None:
         """Rewrites the docstring of one object."""
         if not obj.is_alias and obj.docstring:
-            obj.docstring.value = in_markdown(_complete(obj))
+            obj.docstring.value = in_markdown(_complete(obj.name, obj.path, obj.docstring.value))
 
 
-def _complete(obj: griffe.Object) -> str:
+def _complete(name: str, path: str, docstring: str) -> str:
     """The docstring; of a 1D or 3D form the one that it has at run time, which is made from the 2D form's."""
-    if obj.name.endswith(("1d", "3d")) and obj.path.startswith("involution."):
-        module, _, name = obj.path.rpartition(".")
-        form = getattr(importlib.import_module(module), name, None)
-        return inspect.getdoc(form) or obj.docstring.value
-    return obj.docstring.value
+    if name.endswith(("1d", "3d")) and path.startswith("involution."):
+        form = getattr(importlib.import_module(path.rpartition(".")[0]), name, None)
+        return inspect.getdoc(form) or docstring
+    return docstring
 
 
 def in_markdown(docstring: str) -> str:
