@@ -45,8 +45,10 @@ def _block_average(input: Tensor, size: tuple[int, ...]) -> Tensor:
     missing = [
         count * step - length for count, length, step in zip(blocks, input.shape[2:], size, strict=True)
     ]
-    # A trace is for other sizes too, which may not be multiples of the block's where the example's are.
-    if not torch.jit.is_tracing() and all(is_known(amount == 0) for amount in missing):
+    # A trace or a compiled program is for other sizes too, which may not be multiples of the block's where the
+    # example's are; and a compiler that was asked would compile once more for these.
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if not recorded and all(is_known(amount == 0) for amount in missing):
         return _pool(input, size)
     padded = F.pad(input, [amount for count in reversed(missing) for amount in (0, count)])
     factors = []
