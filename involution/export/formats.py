@@ -58,7 +58,8 @@ def export_model(
         model (nn.Module): A model in evaluation mode that takes ``(batch, channels, *space)`` and returns tensors. It
             is exported for the device that it is on, except to ONNX, which has no devices. Its attribute
             ``export_axes``, if it has one, names the axes that stay open if these are not all but the channels: a
-            detector's (:class:`involution.detection.DeployableDetector`) are ``{2: "height", 3: "width"}``.
+            detector's (:class:`involution.detection.DeployableDetector`) are ``{2: "height", 3: "width"}``. Its
+            attribute ``export_formats``, if it has one, names the formats that can hold it.
         example (Tensor): An input on the model's device, with spatial sizes of at least 2. Its values do not matter.
         path (str or PathLike): The file to write. It is written as a whole or not at all.
         format (str): ``"pt2"``, ``"aoti"`` or ``"onnx"``; see ``involution.export``.
@@ -84,6 +85,11 @@ def export_model(
         )
     if model.training:
         raise ValueError("The model is in training mode. Call model.eval() first.")
+    takes = getattr(model, "export_formats", (format,))
+    if format not in takes:
+        raise ExportError(
+            f"This {type(model).__name__} cannot be written as {format!r}, but as {' or '.join(map(repr, takes))}."
+        )
     kept = {**(metadata or {}), "device": "cpu" if format == "onnx" else example.device.type}
     try:
         # Under the same name, which some formats write into the file.
