@@ -114,6 +114,14 @@ def test_a_stem_whose_norms_stay_is_left() -> None:
     torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_watched_behind_a_reduction_is_called() -> None:
+    for name in ("activation", "norm"):
+        layer = fuse(Involution2d(32, 3))
+        assert layer._reduces_to_relu()
+        getattr(layer, name).register_forward_hook(lambda *_: None)
+        assert not layer._reduces_to_relu()
+
+
 def test_move_bias_needs_a_place() -> None:
     source, target = make(), make(bias=False)
     move_bias(source, target)

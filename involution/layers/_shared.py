@@ -35,6 +35,21 @@ class NotScriptable:
         )
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something watches the calls of a module, so that these have to be made."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def is_plain_convolution(module: Any) -> bool:
+    """Whether a module is a convolution and nothing else: torch's own code, on its own weight, unwatched."""
+    kind: Any = next((kind for kind in CONVOLUTIONS.values() if isinstance(module, kind)), None)
+    # By what it runs, not by its type, for which torch.export has stand-ins.
+    if kind is None or type(module).forward is not kind.forward:
+        return False
+    return "weight" in module._parameters and not has_hooks(module)  # a parametrisation takes the weight out
+
+
 def check_count(value: int, name: str, least: int = 1) -> int:
     """An integer of at least 1, or ``least``."""
     number = _arguments.integer(value, name)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from ._shared import is_plain_convolution
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -48,13 +49,11 @@ def is_one_kernel(convolution: Any, *inputs: Tensor | None) -> bool:
     tensors = [each for each in inputs if each is not None]
     if not all(type(each) is Tensor and each.is_cuda for each in tensors):  # no proxy and no fake tensor
         return False
-    if type(convolution).forward is not nn.Conv2d.forward or any(
-        getattr(convolution, each) for each in _HOOKS
-    ):
+    if not (isinstance(convolution, nn.Conv2d) and is_plain_convolution(convolution)):
         return False
-    weight = convolution._parameters.get("weight")  # a parametrisation takes it out
-    if weight is None or convolution.padding_mode != "zeros" or isinstance(convolution.padding, str):
+    if convolution.padding_mode != "zeros" or isinstance(convolution.padding, str):
         return False
+    weight = convolution.weight
     tensors += [weight] if convolution.bias is None else [weight, convolution.bias]
     return (
         weight.dtype in _DTYPES

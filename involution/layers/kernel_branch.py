@@ -19,13 +19,15 @@ from ._shared import (
     NotScriptable,
     check_count,
     choose_groups,
+    has_hooks,
     initialise_convolutions,
+    is_plain_convolution,
     make_activation,
     make_norm,
     per_axis_text,
     softmax_over_points,
 )
-from .convolution_relu import convolution_relu, is_one_kernel
+from .convolution_relu import convolution_relu
 
 KernelNormalizer = Callable[[Tensor], Tensor] | str | None
 
@@ -115,7 +117,7 @@ class KernelBranch(NotScriptable, nn.Module):
         With ``pool`` the features are averaged by it first. An average and a 1x1 convolution commute, and where
         pooling is slow for what it does, it gets the narrower map.
         """
-        if pool is None and self._reduces_to_relu() and is_one_kernel(self.reduce, features):
+        if pool is None and _on_cuda(features) and self._reduces_to_relu():
             return convolution_relu(self.reduce, features)
         if pool is None:
             hidden = self.reduce(features)
@@ -129,7 +131,9 @@ class KernelBranch(NotScriptable, nn.Module):
 
     def _reduces_to_relu(self) -> bool:
         """Whether nothing but a ReLU is behind ``reduce``: so it is where ``fuse`` has folded the norm."""
-        return type(self.activation) is nn.ReLU and (self.norm is None or type(self.norm) is nn.Identity)
+        if type(self.activation) is not nn.ReLU or has_hooks(self.activation):
+            return False
+        return self.norm is None or (type(self.norm) is nn.Identity and not has_hooks(self.norm))
 
     def kernels(self, hidden: Tensor) -> Tensor:
         """``(B, G, *K, *space)``: the kernel of every position, made from what :meth:`hidden` gives."""
@@ -200,15 +204,9 @@ def _on_cuda(features: Tensor) -> bool:
 
 
 def _is_pointwise(convolution: Any) -> bool:
-    """Whether a module is a 1x1 convolution and nothing else: torch's own code, on its own weight, unwatched."""
-    kind = next((kind for kind in CONVOLUTIONS.values() if isinstance(convolution, kind)), None)
-    # By what it runs, not by its type, for which torch.export has stand-ins.
-    if kind is None or type(convolution).forward is not kind.forward:
-        return False
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    """Whether a module is a 1x1 convolution and nothing else."""
     return (
-        "weight" in convolution._parameters  # a parametrisation takes it out
-        and not any(getattr(convolution, name) for name in hooks)
+        is_plain_convolution(convolution)
         and max(*convolution.kernel_size, *convolution.stride, convolution.groups) == 1
         and convolution.padding == (0,) * len(convolution.kernel_size)
     )
