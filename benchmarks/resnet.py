@@ -32,13 +32,12 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Sequential | None = None
-        self.folded = False
         if stride != 1 or inputs != outputs:
             convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.folded:
+        if isinstance(self.bn1, nn.Identity):  # folded
             x = convolution_relu(self.conv2, convolution_relu(self.conv1, input))
             return convolution_relu(
                 self.conv3, x, input if self.downsample is None else self.downsample(input)
@@ -58,7 +57,6 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.folded = False
         inputs, stages = 64, []
         for stage, count in enumerate(blocks):
             width, chain = 64 << stage, []
@@ -73,7 +71,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.folded:
+        if isinstance(self.bn1, nn.Identity):  # folded
             x = convolution_relu(self.conv1, input)
         else:
             x = F.relu(self.bn1(self.conv1(input)), inplace=True)
@@ -98,8 +96,6 @@ def fold(model: ResNet) -> ResNet:
                 )
                 setattr(module, norm, nn.Identity())
     for module in folded.modules():
-        if isinstance(module, ResNet | Bottleneck):
-            module.folded = True
         if isinstance(module, Bottleneck) and module.downsample is not None:
             shortcut = module.downsample[0]
             assert isinstance(shortcut, nn.Conv2d)

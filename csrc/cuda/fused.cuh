@@ -93,7 +93,7 @@ struct Fused {
       const int g = group + row / kLayout.weight_rows, tap = tap_of(row % kLayout.weight_rows);
       const bool there = tap >= 0 && g < m.groups && piece * 8 < m.reduced;
       const int64_t from = (static_cast<int64_t>(g) * (K * K) + tap) * m.reduced + piece * 8;
-      copy_or_clear<16>(weights + row * kLayout.feature + piece * 16, weight + from, there);
+      copy_or_clear(weights + row * kLayout.feature + piece * 16, weight + from, there);
     }
     // Of eight more columns the first is for positions 0-7 of a product and the second for 8-15.
 #pragma unroll 1

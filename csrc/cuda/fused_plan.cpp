@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <sstream>
 
 #include "../integer_math.h"
+#include "forced_plan.h"
 
 namespace involution {
 namespace {
@@ -22,13 +21,6 @@ const char* why_none(const FusedProblem& p) {
   const int64_t image = p.height * p.width * std::max(p.channels, p.reduced) * 2;
   if (image >= int64_t{1} << 32) return "an image has 4 GiB or more";
   return nullptr;
-}
-
-// A number of INVOLUTION_CUDA_PLAN="runs=2 chunks=4", for measuring; 0 where it has none.
-int forced(const char* name) {
-  const char* text = std::getenv("INVOLUTION_CUDA_PLAN");
-  const char* found = text == nullptr ? nullptr : std::strstr(text, name);
-  return found == nullptr ? 0 : std::atoi(found + std::strlen(name));
 }
 
 // The strips and chunks whose launch ends soonest, by a rough model that was good enough to find the fastest
@@ -49,7 +41,11 @@ class Search {
   bool run() {
     const FusedMarch& m = plan_.march;
     const int needed = ceil_div(m.result_width, tile_columns_);
-    const int forced_runs = forced("runs="), forced_chunks = forced("chunks=");
+    int forced_runs = 0, forced_chunks = 0;
+    for_each_forced([&](const std::string& name, int value) {
+      if (name == "runs") forced_runs = value;
+      if (name == "chunks") forced_chunks = value;
+    });
     double least = 0;
     bool found = false;
     for (int runs = 1; runs <= needed && warps_of(runs) * 32 <= block_.most_threads; ++runs) {

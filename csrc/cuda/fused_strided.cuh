@@ -66,9 +66,9 @@ struct FusedStrided {
     for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * 8 * K * kPieces; e += threads) {
       const int piece = e % kPieces, row = e / kPieces % (8 * K), g = e / kPieces / (8 * K);
       const int64_t tap = static_cast<int64_t>(group + g) * (K * K) + row / 8 * K + row % 8;
-      copy_or_clear<16>(weights + g * kLayout.group_weight + weight_place(row, piece),
-                        weight + tap * m.reduced + piece * 8,
-                        row % 8 < K && group + g < m.groups && piece * 8 < m.reduced);
+      copy_or_clear(weights + g * kLayout.group_weight + weight_place(row, piece),
+                    weight + tap * m.reduced + piece * 8,
+                    row % 8 < K && group + g < m.groups && piece * 8 < m.reduced);
     }
 #pragma unroll 1
     for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * 8 * K; e += threads) {

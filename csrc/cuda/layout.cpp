@@ -147,7 +147,6 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   m.source.next = m.step_rows * (transposed_ ? 1 : stride_height);
   m.source.rows = m.source.first + ahead * m.source.next;
   m.second.next = ceil_div(m.step_rows, m.second.merged_rows);
-  m.second.first = m.second.next;
   m.second.rows = (ahead + 1) * m.second.next;
   m.result.next = ceil_div(rows_of_step, m.result.merged_rows);
   m.result.rows = (one_step ? 1 : 2) * m.result.next;

@@ -57,32 +57,15 @@ __device__ __forceinline__ void copy_async(Spot to, const void* from) {
   }
 }
 
-// The same where `inside`, else zeros. (cp.async can fill with zeros itself, but in a form that takes the
-// compiler four instructions more.)
-template <int kBytes>
+// 16 bytes likewise where `inside`, else zeros. (cp.async can fill with zeros itself, but in a form that
+// takes the compiler four instructions more.)
 __device__ __forceinline__ void copy_or_clear(Spot to, const void* from, bool inside) {
-  if constexpr (kBytes == 16) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
-        " @!p st.shared.v4.u32 [%0], {%3, %3, %3, %3}; }"
-        :
-        : "r"(to), "l"(from), "r"(static_cast<unsigned>(inside)), "r"(0)
-        : "memory");
-  } else if constexpr (kBytes == 8) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 8;"
-        " @!p st.shared.v2.u32 [%0], {%3, %3}; }"
-        :
-        : "r"(to), "l"(from), "r"(static_cast<unsigned>(inside)), "r"(0)
-        : "memory");
-  } else {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 4;"
-        " @!p st.shared.u32 [%0], %3; }"
-        :
-        : "r"(to), "l"(from), "r"(static_cast<unsigned>(inside)), "r"(0)
-        : "memory");
-  }
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
+      " @!p st.shared.v4.u32 [%0], {%3, %3, %3, %3}; }"
+      :
+      : "r"(to), "l"(from), "r"(static_cast<unsigned>(inside)), "r"(0)
+      : "memory");
 }
 
 // Ends a group of this thread's copies.

@@ -50,7 +50,7 @@ struct Stream {
   int ring;    // all of them
   int base;    // of the ring
   int slices;  // of a row: what the kernel reaches in depth
-  int first;   // rows that the first step needs, and each later one
+  int first;   // rows of the source that the first step needs, and of each stream every later one
   int next;
   int column_origin;  // the first strip's first column, or segment where it has several; may be negative
   int column_step;    // from strip to strip

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <sstream>
 
+#include "forced_plan.h"
 #include "layout.h"
 #include "measured_shapes.h"
 
@@ -39,19 +38,10 @@ Shape measured_shape(Operation operation, const Problem& p, bool half, const Lay
   return shape;
 }
 
-// INVOLUTION_CUDA_PLAN="runs=4 stages=3 producers=6" overrides parts of a shape, for measuring.
 void override_shape(Shape* shape, bool* generic) {
-  const char* text = std::getenv("INVOLUTION_CUDA_PLAN");
-  if (text == nullptr) return;
-  std::istringstream words(text);
-  std::string word;
-  while (words >> word) {
-    if (word == "generic") *generic = true;
-    const size_t equals = word.find('=');
-    if (equals == std::string::npos) continue;
-    const std::string name = word.substr(0, equals);
-    const int value = std::atoi(word.c_str() + equals + 1);
-    if (value < 1) continue;
+  for_each_forced([&](const std::string& name, int value) {
+    if (name == "generic") *generic = true;
+    if (value < 1) return;
     if (name == "pack") shape->pack = value;
     if (name == "runs") shape->runs = value;
     if (name == "rows") shape->rows = value;
@@ -59,7 +49,7 @@ void override_shape(Shape* shape, bool* generic) {
     if (name == "stages") shape->stages = std::min(std::max(value, 2), 4);
     if (name == "producers") shape->producers = value;
     if (name == "parts") shape->parts = value;
-  }
+  });
 }
 
 // Less of a block, until it fits; false where nothing is left to take away.
@@ -99,12 +89,11 @@ Plan make_plan(Operation operation, const Problem& problem, int element_size, Op
     plan.reason = "INVOLUTION_CUDA_PLAN asks for it";
     return plan;
   }
-  const bool forced = std::getenv("INVOLUTION_CUDA_PLAN") != nullptr;
   do {
     if (layout.lay_out(shape, limits, &plan)) {
       // Fewer channels for each of more blocks, where half of the multiprocessors or more would have none.
       Plan more{};
-      while (!forced && 2 * plan.blocks <= limits.multiprocessors && shape.pack > 16) {
+      while (!is_plan_forced() && 2 * plan.blocks <= limits.multiprocessors && shape.pack > 16) {
         shape.pack /= 2;
         if (!layout.lay_out(shape, limits, &more) || more.blocks <= plan.blocks) break;
         plan = more;

@@ -199,12 +199,11 @@ void copy_async(Spot to, const void* from) {
   copies().open.push_back({to, static_cast<const unsigned char*>(from), kBytes});
 }
 
-template <int kBytes>
-void copy_or_clear(Spot to, const void* from, bool inside) {
-  if (inside) return copy_async<kBytes>(to, from);
-  machine_on_host::check_aligned(to, kBytes, "zeros in shared memory");
-  machine_on_host::check_write(to, kBytes);
-  std::memset(to, 0, kBytes);
+inline void copy_or_clear(Spot to, const void* from, bool inside) {
+  if (inside) return copy_async<16>(to, from);
+  machine_on_host::check_aligned(to, 16, "zeros in shared memory");
+  machine_on_host::check_write(to, 16);
+  std::memset(to, 0, 16);
 }
 
 inline void commit_copies() {
