@@ -17,6 +17,17 @@ def tiny(**arguments: Any) -> RedNet:
     return RedNet((2, 1), **settings)
 
 
+@torch.no_grad()
+def randomise_norms(model: nn.Module) -> None:
+    """Norms that matter: the last of a block begins at zero, and statistics at none."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                tensor.uniform_(0.5, 2)
+            module.weight *= torch.randn_like(module.weight).sign()
+            module.bias.normal_(), module.running_mean.normal_()
+
+
 def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     output = model(x)

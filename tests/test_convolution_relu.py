@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import randomise_norms
 from torch import nn
 
 from involution import Involution2d
@@ -93,9 +94,7 @@ def test_programs_show_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parts_that_fuse_replaces() -> None:
     torch.manual_seed(0)
     model = RedNet((1, 2), widths=(16, 32), stem_channels=32, num_classes=5).double().eval()
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.weight.data.uniform_(0.5, 2), norm.bias.data.normal_(), norm.running_mean.normal_()
+    randomise_norms(model)
     fused = fuse(model)
     assert isinstance(fused.stem, FusedStem)
     blocks = [block for stage in fused.stages for block in stage]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from elementwise_costs import ElementwiseCosts
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 detection = pytest.importorskip("involution.detection", exc_type=ImportError)
@@ -74,25 +74,6 @@ def test_parameters(kind, neck, head):
     assert abs(counted / 1e6 - millions) < 0.1  # published with one digit, some cut off and some rounded
 
 
-class ModuleCosts(TorchDispatchMode):
-    """What mmcv counts beside multiply-adds: outputs of ReLUs, biases; inputs of pooling, and twice those of norms."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        name = function.overloadpacket.__name__
-        if "batch_norm" in name:
-            self.count += 2 * arguments[0].numel()
-        elif name in ("relu", "relu_", "clamp_min_", "max_pool2d_with_indices", "avg_pool2d"):
-            self.count += arguments[0].numel()
-        elif name == "addmm" or (name == "convolution" and arguments[2] is not None):
-            self.count += result.numel()
-        return result
-
-
 @pytest.mark.parametrize(("kind", "neck", "head"), PUBLISHED)
 def test_multiply_adds(kind, neck, head):
     """At 800x1280 with 1000 regions and 100 masks."""
@@ -107,7 +88,11 @@ def test_multiply_adds(kind, neck, head):
         image, boxes, masks = (
             torch.empty(s) for s in ((1, 3, 800, 1280), (1000, 256, 7, 7), (100, 256, 14, 14))
         )
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, ModuleCosts() as others:
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+        ElementwiseCosts("clamp_min_", biased=("convolution", "addmm")) as others,
+    ):
         levels = list(model.backbone(image).values())
         if retina:
             model.head(levels)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fused_layers import Calls, operators
+from small_models import randomise_norms
 from torch import Tensor, nn
 
 import involution
@@ -180,13 +181,7 @@ def network(**arguments: Any) -> RedNet:
     torch.manual_seed(0)
     options = {"widths": (16, 32), "strides": (1, 2), "stem_channels": 32, "num_classes": 5, **arguments}
     model = RedNet((2, 1), **options).double()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                for tensor in (module.weight, module.running_var):
-                    tensor.uniform_(0.5, 2)
-                module.weight *= torch.randn_like(module.weight).sign()
-                module.bias.normal_(), module.running_mean.normal_()
+    randomise_norms(model)
     return model.eval()
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from small_models import tiny
+from small_models import randomise_norms, tiny
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -19,13 +19,7 @@ from involution.models import fuse
 @pytest.mark.parametrize("stem_kernel_size", [3, 7])
 def test_fused_is_the_same_function(stem_kernel_size):
     model = tiny(stem_kernel_size=stem_kernel_size).double()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                for tensor in (module.weight, module.running_var):
-                    tensor.uniform_(0.5, 2)
-                module.weight *= torch.randn_like(module.weight).sign()
-                module.bias.normal_(), module.running_mean.normal_()
+    randomise_norms(model)
     x = torch.randn(2, 3, 45, 32, dtype=torch.float64)
     before, fused = copy.deepcopy(model.state_dict()), fuse(model)
     torch.testing.assert_close(fused(x), copy.deepcopy(model).eval()(x), rtol=1e-10, atol=1e-10)

@@ -9,9 +9,9 @@ import pickle
 
 import pytest
 import torch
+from elementwise_costs import ElementwiseCosts
 from small_models import step, tiny
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import involution
@@ -44,32 +44,17 @@ def test_parameters(depth):
     assert sum(parameter.numel() for parameter in backbone.parameters()) == expected + 720 - head
 
 
-class ElementwiseCounter(TorchDispatchMode):
-    """Operations that are no multiply-adds: one for each element of an addition, a ReLU or a pool, two of a norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        name = function.overloadpacket.__name__
-        if "batch_norm" in name:
-            self.count += 2 * arguments[0].numel()
-        elif name in ("add", "relu", "relu_", "clamp_min_", "max_pool2d_with_indices", "avg_pool2d", "mean"):
-            self.count += arguments[0].numel()
-        elif name == "convolution" and arguments[2] is not None:
-            self.count += result.numel()
-        return result
-
-
 @EACH_DEPTH
 def test_multiply_adds(depth):
     """Convolutions, involutions and head by themselves, and with the rest, which the published figures hold too."""
     *_, published, multiply_adds = PUBLISHED[depth]
     model = create_model(f"rednet{depth}", device="meta").eval()
     image = torch.empty(1, 3, 224, 224, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, ElementwiseCounter() as others:
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+        ElementwiseCosts("add", "clamp_min_", "mean") as others,
+    ):
         model(image)
     counted = counter.get_total_flops() / 2
     assert counted / 1e9 == pytest.approx(multiply_adds, rel=2e-4)

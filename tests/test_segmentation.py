@@ -11,11 +11,11 @@ import official_rednet
 import pytest
 import torch
 import torch.nn.functional as F
+from elementwise_costs import ElementwiseCosts
 from official_rednet import OfficialClassifier
 from official_segmenters import OfficialSegmenter
 from test_pretrained import assert_unchanged, published, snapshot
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from involution import Involution2d, segmentation
@@ -92,34 +92,13 @@ def test_parameters(kind, depth):
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
-class ElementwiseCounter(TorchDispatchMode):
-    """What mmcv's counter adds to multiply-adds, by modules: norms, biases, ReLU, pooling and ``Upsample``."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        name = function.overloadpacket.__name__
-        if "batch_norm" in name:
-            self.count += 2 * arguments[0].numel()
-        elif name in ("max_pool2d_with_indices", "avg_pool2d"):
-            self.count += arguments[0].numel()
-        elif (
-            name in ("relu", "relu_")
-            or (name == "convolution" and arguments[2] is not None)
-            or (name == "upsample_bilinear2d" and arguments[3:] and arguments[3] is not None)
-        ):  # resizing to a given size is a function's, which is not counted
-            self.count += result.numel()
-        return result
-
-
 @EACH_KIND
 def test_multiply_adds(kind):
     """At 1024 x 2048, to 0.05 G of mmcv's way to count, which gives the published figures to 0.04 %."""
     _, expected, stated = PUBLISHED[kind]
     model = of_depth(kind, 50, stem_kernel_size=3, device="meta").eval()
     image = torch.empty(1, 3, 1024, 2048, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, ElementwiseCounter() as others:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, ElementwiseCosts() as others:
         model(image)
     flops = counter.get_flop_counts()["Global"]
     layers = (
