@@ -97,18 +97,9 @@ def all_steps(out: Path) -> list[Step]:
     operator = [python, "-m", "benchmarks.operator", "--shapes", "rednet-*", "detection", "mask-head"]
     operator += ["--batch", "32", "--dtypes", "float32", "bfloat16", "--rivals", "official"]
     operator += ["--layouts", "contiguous", "channels_last", "--seconds", "0.05"]
-    network = [
-        python,
-        "-m",
-        "benchmarks.network",
-        "--dtype",
-        "bfloat16",
-        "--batch",
-        "1",
-        "64",
-        "--seconds",
-        "0.2",
-    ]
+    network = [python, "-m", "benchmarks.network", "--dtype", "bfloat16", "--seconds", "0.2"]
+    pyramids = [*network, "--detection", "--batch", "2", "--layouts", "channels_last", "--launches", "graph"]
+    network += ["--batch", "1", "64"]
     profiler, report = find_tool("ncu"), str(out / "ncu.ncu-rep")
     profile = [profiler, "--profile-from-start", "off", "--clock-control", "none", "--nvtx"]
     # What the table needs: the full set replays each kernel 38 times.
@@ -121,6 +112,7 @@ def all_steps(out: Path) -> list[Step]:
         *(sanitizer(tool) for tool in ("memcheck", "racecheck", "initcheck")),
         Step("operator", 90, [[*operator, "--output", str(out / "operator.csv")]], operator_table),
         Step("network", 60, [[*network, "--output", str(out / "network.csv")]], network_table),
+        Step("detection", 60, [[*pyramids, "--output", str(out / "detection.csv")]], network_table),
         Step("ncu", 60, [profile, rows], lambda log: ncu.table(log.read_text("utf-8", "replace"))),
     ]
 

@@ -1,7 +1,8 @@
-"""ResNet-50 in plain PyTorch: what RedNet-50 is compared with.
+"""ResNet-50 in plain PyTorch, alone and with a feature pyramid: what RedNet-50 is compared with.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, with the stride on the 3x3 convolution, as
-torchvision and timm have it; 25,557,032 parameters.
+torchvision and timm have it; 25,557,032 parameters. With the pyramid of 3x3 convolutions that detectors have, and
+without the classifier, 26,852,416.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from involution.layers.convolution_relu import convolution_relu
+from involution.models import FeaturePyramid
 from involution.models.inference import move_bias
 
 PARAMETERS = 25_557_032
+FPN_PARAMETERS = 26_852_416
 
 
 class Bottleneck(nn.Module):
@@ -70,16 +73,35 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, input: Tensor) -> Tensor:
+    def features(self, input: Tensor) -> list[Tensor]:
+        """The maps of the stages."""
         if isinstance(self.bn1, nn.Identity):  # folded
             x = convolution_relu(self.conv1, input)
         else:
             x = F.relu(self.bn1(self.conv1(input)), inplace=True)
-        x = self.maxpool(x)
-        return self.fc(self.layers(x).mean((2, 3)))
+        maps = [self.maxpool(x)]
+        for stage in self.layers:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.fc(self.features(input)[-1].mean((2, 3)))
 
 
-def fold(model: ResNet) -> ResNet:
+class ResNetFPN(nn.Module):
+    """ResNet-50's maps and the pyramid of a Faster R-CNN on them: five levels of 256 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = ResNet()
+        del self.body.fc
+        self.fpn = FeaturePyramid((256, 512, 1024, 2048), neck="convolution", extra_levels=1)
+
+    def forward(self, input: Tensor) -> list[Tensor]:
+        return self.fpn(self.body.features(input))
+
+
+def fold(model: nn.Module) -> nn.Module:
     """A copy for inference, treated as ``involution.models.fuse`` treats RedNet.
 
     Batch norms are folded into the convolutions before them, these take ReLU and addition along, and a shortcut's bias

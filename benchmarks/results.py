@@ -1,10 +1,10 @@
 """The record of a run: a CSV file with a line for each measurement, below comments with what it was made on.
 
 The newest run of each device and benchmark is kept in benchmarks/results: ``DEVICE.csv`` of the operator,
-``DEVICE-network.csv``, ``DEVICE-layer.csv`` and ``DEVICE-scenes.csv``. A file begins with its environment and options,
-one ``# name: value`` a line, where the value is JSON. In the table a size is written ``56x56``, an empty cell is a
-value that there is none of, and a dot stands between a part and its column: ``rivals.unfold.us``. Numbers have nine
-significant digits.
+``DEVICE-network.csv``, ``DEVICE-detection.csv``, ``DEVICE-layer.csv`` and ``DEVICE-scenes.csv``. A file begins with
+its environment and options, one ``# name: value`` a line, where the value is JSON. In the table a size is written
+``56x56``, an empty cell is a value that there is none of, and a dot stands between a part and its column:
+``rivals.unfold.us``. Numbers have nine significant digits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUICK_FOLDER = ROOT / "build" / "benchmarks"  # a quick run is no record
 _NUMBER = (int, float)
 _OPTIONAL = (int, float, type(None))
 _OPTIONAL_TEXT = (str, type(None))
-_SIZES = ("input_size", "kernel_size")  # columns that hold lists
+_SIZES = ("input_size", "kernel_size", "size")  # columns that hold lists
 
 _ENVIRONMENT = {
     "date": str,
@@ -75,7 +75,7 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "layout": str,
         "dtype": str,
         "launch": str,
-        "size": int,
+        "size": list,
         "rednet50": dict,
         "resnet50": dict,
         "ratio": _NUMBER,
@@ -112,6 +112,7 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "plan": dict,  # empty: the library's own
     },
 }
+_COLUMNS["detection"] = _COLUMNS["network"]
 _RIVAL = {"us": _NUMBER, "fastest_us": _NUMBER, "ratio": _NUMBER, "method": str, "error": _NUMBER}
 _NETWORK = {"ms": _NUMBER, "fastest_ms": _NUMBER, "samples": int}
 _LAYER = {"us": _NUMBER, "fastest_us": _NUMBER, "method": str}

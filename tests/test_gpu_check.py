@@ -107,7 +107,7 @@ def test_without_a_gpu_it_says_so(capsys, tmp_path):
 def test_the_steps_that_there_are(capsys):
     assert gpu_check.main(["--list"]) == 0
     printed = capsys.readouterr().out
-    names = ["tests", "memcheck", "racecheck", "initcheck", "operator", "network", "ncu"]
+    names = ["tests", "memcheck", "racecheck", "initcheck", "operator", "network", "detection", "ncu"]
     assert [line.split()[0] for line in printed.splitlines() if not line.startswith(" ")] == names
     assert gpu_check.main(["--list", "--steps", "ncu,tests"]) == 0
     assert capsys.readouterr().out.startswith("tests      at most 100 s\n")
@@ -118,10 +118,11 @@ def test_the_steps_that_there_are(capsys):
 
 def test_the_benchmarks_understand_their_commands(tmp_path):
     steps = {step.name: step for step in gpu_check.all_steps(tmp_path)}
-    for name, module in (("operator", operator), ("network", network)):
+    for name, module in (("operator", operator), ("network", network), ("detection", network)):
         (command,) = steps[name].commands
-        assert command[:3] == [sys.executable, "-m", f"benchmarks.{name}"]
-        options = module.parse([*command[3:], "--device", "cpu"])
+        assert command[:3] == [sys.executable, "-m", module.__name__]
+        arguments = [argument for argument in command[3:] if argument not in ("--launches", "graph")]
+        options = module.parse([*arguments, "--device", "cpu"])
         assert options.output == tmp_path / f"{name}.csv"
 
 
@@ -288,10 +289,12 @@ def test_what_is_profiled():
 def test_the_whole_summary_is_one_page(tmp_path):
     values = ["195100", "1000000000", "24", "16", "1", "math_pipe_throttle 3", "0", "0"]
     profile = ncu_output([(call.label, SIGNATURE, values) for call in ncu.calls()])
+    pyramids = [row for row in network_rows() if row["launch"] == "graph" and row["batch"] == 64]
     tables = {
         "tests": [f"FAILED tests/test_gpu.py::test_number_{i}[{'x' * 200}]" for i in range(11)],
         "operator": gpu_check.operator_table(written(tmp_path, "operator", operator_rows())),
         "network": gpu_check.network_table(written(tmp_path, "network", network_rows())),
+        "detection": gpu_check.network_table(written(tmp_path, "detection", pyramids)),
         "ncu": ncu.table(profile),
     }
     outcomes = [
@@ -302,8 +305,8 @@ def test_the_whole_summary_is_one_page(tmp_path):
         gpu_check.Outcome(*list(vars(outcome).values())[:-1], tables.get(outcome.name, []))
         for outcome in outcomes
     ]
-    lines = gpu_check.page("NVIDIA H100 80GB HBM3, torch 2.11.0+cu130: 0 of 7 steps passed", outcomes)
-    assert len(lines) <= 96 and max(map(len, lines)) <= gpu_check.WIDTH
+    lines = gpu_check.page("NVIDIA H100 80GB HBM3, torch 2.11.0+cu130: 0 of 8 steps passed", outcomes)
+    assert len(lines) <= 104 and max(map(len, lines)) <= gpu_check.WIDTH
     assert all(line == line.rstrip() for line in lines)
 
 

@@ -56,6 +56,39 @@ def test_a_quick_run(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["network.csv"]
 
 
+def test_the_pyramids_are_the_published_ones(torchvision):
+    """Those of Faster R-CNN: 29.65 M parameters, of which the heads of torchvision for 81 classes have the rest."""
+    heads = torchvision.models.detection.faster_rcnn
+    rpn = heads.RPNHead(256, 3)
+    box = nn.ModuleList([heads.TwoMLPHead(256 * 7 * 7, 1024), heads.FastRCNNPredictor(1024, 81)])
+    counts = [sum(p.numel() for p in module.parameters()) for module in (network.rednet50_fpn(), rpn, box)]
+    assert sum(counts) == 29_651_218 and counts[0] == network.FPN_PARAMETERS["rednet50"]
+    theirs = torchvision.models.detection.backbone_utils.resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+    )
+    assert sum(p.numel() for p in theirs.parameters()) == resnet.FPN_PARAMETERS
+
+
+def test_a_quick_run_of_detection(tmp_path, capsys):
+    path = tmp_path / "detection.csv"
+    arguments = ["--quick", "--detection", "--device", "cpu", "--size", "32", "64", "--output", str(path)]
+    assert network.main(arguments) == 0
+    document = results.load(path, "detection")
+    rows = document["results"]
+    assert [row["mode"] for row in rows] == ["inference", "fused", "training"]
+    assert all(row["size"] == [32, 64] for row in rows)
+    printed = capsys.readouterr().out
+    assert all(network.describe(row) in printed for row in rows)
+
+
+def test_images_have_two_sizes(capsys):
+    assert network.parse(["--device", "cpu", "--detection"]).size == [480, 640]
+    assert network.parse(["--device", "cpu"]).size == network.parse(["--size", "224"]).size == [224, 224]
+    with pytest.raises(SystemExit):
+        network.parse(["--size", "1", "2", "3"])
+    assert "--size takes height and width" in capsys.readouterr().err
+
+
 def test_graphs_are_of_a_gpu(capsys):
     with pytest.raises(SystemExit):
         network.main(["--device", "cpu", "--launches", "graph"])
