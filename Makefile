@@ -57,7 +57,7 @@ docs: venv  ## build the documentation as a site, in site/
 	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint $(VENV)/constraints.txt
 	$(BIN)/python -m mkdocs build --strict
 
-bench: venv  ## measure the operator against copies of memory and rivals
+bench: venv  ## measure the operator against copies of memory and baselines
 	$(BIN)/python -m benchmarks.operator $(BENCH_ARGS)
 
 gpu: venv  ## check, measure and profile on a GPU in five minutes

@@ -57,7 +57,7 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a rival may still take."""
+    """Memory that a baseline may still take."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]

@@ -95,7 +95,7 @@ def all_steps(out: Path) -> list[Step]:
     pytest = [python, "-m", "pytest", "-m", "gpu", "-v", "-n", "8", "-p", "no:cacheprovider", "tests"]
     passed = r"^\d+ (passed|failed|errors?|skipped)\b.* in \d"
     operator = [python, "-m", "benchmarks.operator", "--shapes", "rednet-*", "detection", "mask-head"]
-    operator += ["--batch", "32", "--dtypes", "float32", "bfloat16", "--rivals", "official"]
+    operator += ["--batch", "32", "--dtypes", "float32", "bfloat16", "--baselines", "official"]
     operator += ["--layouts", "contiguous", "channels_last", "--seconds", "0.05"]
     network = [python, "-m", "benchmarks.network", "--dtype", "bfloat16", "--seconds", "0.2"]
     pyramids = [*network, "--detection", "--batch", "2", "--layouts", "channels_last", "--launches", "graph"]
@@ -146,7 +146,7 @@ def operator_table(log: Path) -> list[str]:
     heads = [f"{dtype} {layout.removeprefix('channels_')}" for dtype, layout in columns]
     table = [f"{'us, share of a copy':<31}" + "".join(f"{head:>20}" for head in heads) + "  official"]
     for (case, operation), cells in lines.items():
-        ratios = [row["rivals"].get("official", {}).get("ratio") for row in cells.values()]
+        ratios = [row["baselines"].get("official", {}).get("ratio") for row in cells.values()]
         official = next((f"{ratio:>8.2f}x" for ratio in ratios if ratio), f"{'-':>9}")
         text = "".join(f"{_cell(cells.get(column)):>20}" for column in columns)
         table.append(f"{case:<15}{operation:<16}{text}{official}")

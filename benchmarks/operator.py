@@ -1,8 +1,8 @@
-"""Measures the operator and its gradients against copies of memory and against rivals.
+"""Measures the operator and its gradients against copies of memory and against baselines.
 
     make bench                                     the default: everything on a GPU, a small part on a CPU
     python -m benchmarks.operator --quick          a few seconds
-    python -m benchmarks.operator --shapes 'rednet-*' detection --dtypes bfloat16 --rivals plain unfold
+    python -m benchmarks.operator --shapes 'rednet-*' detection --dtypes bfloat16 --baselines plain unfold
 
 Every result, also of a baseline, is compared with the float64 reference before it is timed. A wrong result gets no
 time, and the program then ends with an error. The columns:
@@ -22,7 +22,7 @@ host      time that an eager call takes on the calling thread, without and with 
           tensors that need no gradient and on tensors that do; a gradient as the bare operation and as
           ``torch.autograd.grad``. On a CPU, where a call returns when its work is done, it is measured on the
           smallest problem with the same kernel, one position of one channel
-rivals    time of each baseline divided by ours: above 1 ours is faster. ``depthwise`` is a convolution of the same
+baselines time of each baseline divided by ours: above 1 ours is faster. ``depthwise`` is a convolution of the same
           size with static kernels, for comparison
 
 A time marked ~ is noisy: the fastest sample took less than two thirds of the median. Results are written to
@@ -47,6 +47,7 @@ import involution
 from involution import _library
 
 from . import environment, results, summary, timing
+from .baselines import BASELINES, Baseline
 from .cases import (
     BATCHES,
     DTYPES,
@@ -61,13 +62,12 @@ from .cases import (
     smallest,
 )
 from .check import WrongAnswerError, check
-from .rivals import RIVALS, Rival
 from .rows import HEADER, describe, wrong
 
 # A working set of four times the cache is cold; more than this much memory is never rotated through.
 CACHES = 4
 MOST_ROTATION = {"cuda": 8 << 30, "cpu": 256 << 20}
-MEMORY_SHARE = 0.8  # of the free memory, that a rival may need
+MEMORY_SHARE = 0.8  # of the free memory, that a baseline may need
 
 
 def call_of(operation: str, case: Case, t: Tensors) -> Callable[[], Tensor]:
@@ -101,7 +101,7 @@ class Bench:
     effort: timing.Effort
     rotation: int  # bytes that the copies of the operands pass together
     roof: timing.CopyRoof
-    rivals: Sequence[Rival]
+    baselines: Sequence[Baseline]
     product: timing.MatmulRoof | None  # on a CPU
 
     def forget_bounds(self) -> None:
@@ -153,7 +153,7 @@ class Bench:
                     "scratch_bytes",
                 )
             ),
-            "rivals": {},
+            "baselines": {},
         }
         try:
             row["error"] = check(operation, case, operands, call_of(operation, case, operands)())
@@ -191,8 +191,10 @@ class Bench:
         row["host_us"] = timing.host_time(bare, self.device) * 1e6
         with torch.enable_grad():
             row["host_grad_us"] = timing.host_time(recorded, self.device) * 1e6
-        for rival in self.rivals:
-            row["rivals"][rival.name] = self._rival(rival, operation, case, layout, operands, cold.seconds)
+        for baseline in self.baselines:
+            row["baselines"][baseline.name] = self._baseline(
+                baseline, operation, case, layout, operands, cold.seconds
+            )
         return row
 
     def _time(self, calls: Sequence[Callable[[], Any]]) -> timing.Measurement:
@@ -214,27 +216,27 @@ class Bench:
         fit = (environment.free_bytes(self.device) // 2 - scratch) // (moved + kept)
         return max(1, min(timing.copies_for(moved, self.rotation), fit))
 
-    def _rival(
-        self, rival: Rival, operation: str, case: Case, layout: str, operands: Tensors, ours: float
+    def _baseline(
+        self, baseline: Baseline, operation: str, case: Case, layout: str, operands: Tensors, ours: float
     ) -> dict[str, Any]:
         item_size = operands.x.element_size()
-        if reason := rival.why_not(operation, case, layout, operands.x.dtype, self.device):
+        if reason := baseline.why_not(operation, case, layout, operands.x.dtype, self.device):
             return {"skipped": reason}
-        scratch, kept = (of(operation, case, item_size) for of in (rival.scratch, rival.kept))
+        scratch, kept = (of(operation, case, item_size) for of in (baseline.scratch, baseline.kept))
         free = environment.free_bytes(self.device)
         if scratch + kept > MEMORY_SHARE * free:
             needed = (scratch + kept) / 2**30
             return {"skipped": f"it needs {needed:.1f} GiB, and {free / 2**30:.1f} GiB are free"}
         try:
-            bind = rival.bind(operation, case)
+            bind = baseline.bind(operation, case)
             first = bind(operands)
-            error = rival.check(operation, case, operands, first())
+            error = baseline.check(operation, case, operands, first())
             copies = self._copies(case.ideal_bytes(item_size), scratch, kept)
             calls = [first, *(bind(t) for t in list(operands.copies(copies))[1:])]
             cold = self._time(calls)
         except WrongAnswerError as wrong:
             return {"refused": str(wrong)}
-        except Exception as failure:  # a rival that breaks, in whatever way, must not end the run
+        except Exception as failure:  # a baseline that breaks, in whatever way, must not end the run
             if isinstance(failure, torch.cuda.OutOfMemoryError):
                 return {"skipped": "it ran out of memory"}
             return {"failed": f"{type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}"}
@@ -274,11 +276,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"operations: {', '.join(OPERATIONS)}",
     )
     add(
-        "--rivals",
+        "--baselines",
         nargs="*",
-        choices=RIVALS,
-        metavar="RIVAL",
-        help=f"baselines, or none: {', '.join(RIVALS)}",
+        choices=BASELINES,
+        metavar="BASELINE",
+        help=f"baselines, or none: {', '.join(BASELINES)}",
     )
     add("--quick", action="store_true", help="one small shape, no compiled baselines, few samples")
     add("--output", type=Path, metavar="FILE", help="file to write (default: benchmarks/results/DEVICE.csv)")
@@ -297,10 +299,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.mixed = [] if options.layouts or options.quick else MIXED_LAYOUTS
     options.layouts = options.layouts or (["contiguous"] if small else ["contiguous", "channels_last"])
     options.ops = options.ops or list(OPERATIONS)
-    if options.rivals is None:
-        options.rivals = list(RIVALS)
+    if options.baselines is None:
+        options.baselines = list(BASELINES)
         if small:
-            options.rivals = (
+            options.baselines = (
                 ["unfold", "depthwise"] if options.quick else ["unfold", "reference", "depthwise"]
             )
     if options.append and not (options.output and options.output.exists()):
@@ -351,13 +353,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     large = (1 << 25) if options.quick else (1 << 28)
     roof = timing.CopyRoof(device, effort, rotation, large)
     product = timing.MatmulRoof(effort, 512 if options.quick else 2048) if device.type == "cpu" else None
-    bench = Bench(device, effort, rotation, roof, [RIVALS[name] for name in options.rivals], product)
+    bench = Bench(device, effort, rotation, roof, [BASELINES[name] for name in options.baselines], product)
     described = environment.describe(device)
     document: dict[str, Any] = {
         "benchmark": "operator",
         "environment": {**described, "rotation_bytes": rotation, "cold": rotation >= CACHES * cache > 0},
         "options": {
-            key: getattr(options, key) for key in ("shapes", "batch", "dtypes", "layouts", "ops", "rivals")
+            key: getattr(options, key) for key in ("shapes", "batch", "dtypes", "layouts", "ops", "baselines")
         },
         "results": [],
     }

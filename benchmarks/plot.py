@@ -40,27 +40,27 @@ def problem(row: Row) -> str:
 def markdown(document: dict[str, Any]) -> str:
     """A row for each problem, dtype and layout; under each operation its time, share of a copy and ratios."""
     rows = timed(document)
-    rivals = list(
-        dict.fromkeys(name for row in rows for name, rival in row["rivals"].items() if "us" in rival)
+    baselines = list(
+        dict.fromkeys(name for row in rows for name, baseline in row["baselines"].items() if "us" in baseline)
     )
     groups: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in rows:
         groups.setdefault((problem(row), row["dtype"], row["layout"]), {})[row["operation"]] = row
     operations = [name for name in OPERATIONS if any(name in group for group in groups.values())]
-    shown = ["time", "of copy", *rivals]
+    shown = ["time", "of copy", *baselines]
     header = ["problem", "dtype", "layout"]
     header += [f"{operation.replace('_', ' ')}: {', '.join(shown)}" for operation in operations]
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
     for key, group in groups.items():
-        cells = [*key, *(_cell(group.get(operation), rivals) for operation in operations)]
+        cells = [*key, *(_cell(group.get(operation), baselines) for operation in operations)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _caption(document)])
 
 
-def _cell(row: Row | None, rivals: Sequence[str]) -> str:
+def _cell(row: Row | None, baselines: Sequence[str]) -> str:
     if row is None:
         return ""
-    ratios = (row["rivals"].get(name, {}).get("ratio") for name in rivals)
+    ratios = (row["baselines"].get(name, {}).get("ratio") for name in baselines)
     shares = [f"{row['kernel_us']:,.1f} us", f"{row['copy_share']:.0%}"]
     return ", ".join([*shares, *("-" if ratio is None else f"{ratio:.2g}x" for ratio in ratios)])
 
@@ -74,7 +74,7 @@ def _caption(document: dict[str, Any]) -> str:
     return (
         f"{about['device']}, torch {about['torch']}{cuda}{commit}{changed}, {about['date'][:10]}. "
         f'Median time with {cold}; "of copy" is the time of a copy within the device that moves the bytes of '
-        "an ideal implementation, over ours; a rival's number is its time over ours. depthwise is a "
+        "an ideal implementation, over ours; a baseline's number is its time over ours. depthwise is a "
         "convolution with static kernels."
     )
 

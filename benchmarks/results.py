@@ -4,7 +4,7 @@ The newest run of each device and benchmark is kept in benchmarks/results: ``DEV
 ``DEVICE-network.csv``, ``DEVICE-detection.csv``, ``DEVICE-layer.csv`` and ``DEVICE-scenes.csv``. A file begins with
 its environment and options, one ``# name: value`` a line, where the value is JSON. In the table a size is written
 ``56x56``, an empty cell is a value that there is none of, and a dot stands between a part and its column:
-``rivals.unfold.us``. Numbers have nine significant digits.
+``baselines.unfold.us``. Numbers have nine significant digits.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "host_us": _OPTIONAL,
         "host_grad_us": _OPTIONAL,
         "scratch_bytes": (int, type(None)),  # that a call allocates beside its result
-        "rivals": dict,
+        "baselines": dict,
     },
     "network": {
         "mode": str,
@@ -113,7 +113,7 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     },
 }
 _COLUMNS["detection"] = _COLUMNS["network"]
-_RIVAL = {"us": _NUMBER, "fastest_us": _NUMBER, "ratio": _NUMBER, "method": str, "error": _NUMBER}
+_BASELINE = {"us": _NUMBER, "fastest_us": _NUMBER, "ratio": _NUMBER, "method": str, "error": _NUMBER}
 _NETWORK = {"ms": _NUMBER, "fastest_ms": _NUMBER, "samples": int}
 _LAYER = {"us": _NUMBER, "fastest_us": _NUMBER, "method": str}
 
@@ -129,9 +129,9 @@ def validate(document: Mapping[str, Any]) -> None:
         _has(row, columns, where)
         if "kernel_us" in columns and (row["kernel_us"] is None) != (row["refused"] is not None):
             raise ValueError(f"{where} must have either a time or the reason why it was refused.")
-        for name, rival in row.get("rivals", {}).items():
-            if not {"skipped", "failed", "refused"} & rival.keys():
-                _has(rival, _RIVAL, f"{where}, rival {name},")
+        for name, baseline in row.get("baselines", {}).items():
+            if not {"skipped", "failed", "refused"} & baseline.keys():
+                _has(baseline, _BASELINE, f"{where}, baseline {name},")
         for name, layer in row.get("layers", {}).items():
             _has(layer, _LAYER, f"{where}, layer {name},")
         for name in ("rednet50", "resnet50"):

@@ -24,21 +24,21 @@ def describe(row: dict[str, Any]) -> str:
     scratch = row["scratch_bytes"] / 2**20
     text += f"{row['warm_us']:>11.1f}{scratch:>9.4g}{host:>13}  "
     parts = []
-    for name, rival in row["rivals"].items():
-        if "ratio" in rival:
-            parts.append(f"{name} {rival['ratio']:.3g}x{_noise(rival['us'], rival['fastest_us'])}")
+    for name, baseline in row["baselines"].items():
+        if "ratio" in baseline:
+            parts.append(f"{name} {baseline['ratio']:.3g}x{_noise(baseline['us'], baseline['fastest_us'])}")
         else:
-            reason, why = next(iter(rival.items()))
+            reason, why = next(iter(baseline.items()))
             parts.append(f"{name} {reason.upper() if reason == 'refused' else reason} ({why})")
     return text + ", ".join(parts)
 
 
 HEADER = (
     f"  {'operation':<16}{'dtype':<10}{'layout':<17}{'kernel us':>11}{'GB/s':>9}{'of copy':>9}"
-    f"{'of bound':>9}{'1 thread':>9}{'warm us':>11}{'scratch':>9}{'host us':>13}  rivals' time over ours"
+    f"{'of bound':>9}{'1 thread':>9}{'warm us':>11}{'scratch':>9}{'host us':>13}  baselines' time over ours"
 )
 
 
 def wrong(row: dict[str, Any]) -> bool:
     """Whether a result of the row was refused a time."""
-    return row["refused"] is not None or any("refused" in rival for rival in row["rivals"].values())
+    return row["refused"] is not None or any("refused" in baseline for baseline in row["baselines"].values())

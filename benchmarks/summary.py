@@ -45,14 +45,14 @@ def _line(title: str, ratios: Sequence[tuple[float, float, str]], worst: Callabl
 
 
 def summarise(rows: Sequence[Row]) -> list[str]:
-    """Sentences with figures: over rivals, of the machine's bound, between dtypes, layouts and threads."""
+    """Sentences with figures: over baselines, of the machine's bound, between dtypes, layouts and threads."""
     lines: list[str] = []
     usual = _timed(rows, dtype="float32", layout="contiguous")
     rednet = [row for row in usual if row["case"].startswith("rednet")]
 
-    def over(rival: str, among: Sequence[Row]) -> list[tuple[float, float, str]]:
-        with_rival = [row for row in among if "us" in row["rivals"].get(rival, {})]
-        return [(row["rivals"][rival]["us"], row["kernel_us"], _name(row)) for row in with_rival]
+    def over(baseline: str, among: Sequence[Row]) -> list[tuple[float, float, str]]:
+        with_baseline = [row for row in among if "us" in row["baselines"].get(baseline, {})]
+        return [(row["baselines"][baseline]["us"], row["kernel_us"], _name(row)) for row in with_baseline]
 
     forward = [row for row in rednet if row["operation"] == "forward"]
     lines += _line("unfold over ours, RedNet, forward", over("unfold", forward), min)

@@ -51,7 +51,7 @@ def test_a_quick_run(record):
         assert row["copy_share"] == pytest.approx(row["copy_us"] / row["kernel_us"])
         assert 0 < row["host_us"] and 0 < row["host_grad_us"]
         assert row["scratch_bytes"] == 0
-        unfold = row["rivals"]["unfold"]
+        unfold = row["baselines"]["unfold"]
         assert unfold["ratio"] == pytest.approx(unfold["us"] / row["kernel_us"])
     assert {"torch", "commit", "cold", "clocks_after"} <= document["environment"].keys()
     assert str(ROOT) not in record.read_text("utf-8")
@@ -82,9 +82,9 @@ def test_a_cpu_measures_its_bounds_anew_for_each_shape(tmp_path, monkeypatch):
 
 
 def test_a_run_adds_to_an_earlier_one(tmp_path, capsys):
-    arguments = ["--ops", "forward", "--rivals", "reference"]
+    arguments = ["--ops", "forward", "--baselines", "reference"]
     code, first = run(tmp_path, *arguments)
-    assert code == 0 and "us" in first["results"][0]["rivals"]["reference"]
+    assert code == 0 and "us" in first["results"][0]["baselines"]["reference"]
     code, both = run(tmp_path, *arguments, "--append", "--layouts", "channels_last")
     assert code == 0
     assert [row["layout"] for row in both["results"]] == ["contiguous", "channels_last"]
@@ -102,9 +102,9 @@ def test_a_summary_adds_up(record):
     (row,) = [row for row in results.load(record)["results"] if row["operation"] == "forward"]
 
     def made(case="rednet-1", **changes):
-        rivals = {"unfold": {"us": changes.pop("unfold")}} if "unfold" in changes else {}
+        baselines = {"unfold": {"us": changes.pop("unfold")}} if "unfold" in changes else {}
         usual = {"bound_us": 50.0, "warm_us": 80.0, "single_us": 160.0, "kernel_size": [7, 7]}
-        return {**row, "case": case, "rivals": rivals, **usual, **changes}
+        return {**row, "case": case, "baselines": baselines, **usual, **changes}
 
     rows = [
         made(kernel_us=100.0, unfold=5000.0),
@@ -141,8 +141,8 @@ def test_a_broken_record_is_refused(record):
     def of_nothing_known(d):
         d["benchmark"] = "weather"
 
-    def half_a_rival(d):
-        d["results"][2]["rivals"]["unfold"] = {"us": 1.0}
+    def half_a_baseline(d):
+        d["results"][2]["baselines"]["unfold"] = {"us": 1.0}
 
     def without_its_torch(d):
         d["environment"]["torch"] = None
@@ -151,7 +151,7 @@ def test_a_broken_record_is_refused(record):
         (without_time, "Result 0 must have either a time"),
         (without_column, "Result 1 lacks 'copy_share'"),
         (of_nothing_known, "no benchmark 'weather'"),
-        (half_a_rival, "Result 2, rival unfold, lacks"),
+        (half_a_baseline, "Result 2, baseline unfold, lacks"),
         (without_its_torch, "None as 'torch', which is of the wrong type"),
     ):
         damaged = copy.deepcopy(document)
@@ -180,8 +180,8 @@ def test_what_is_written_is_read(tmp_path):
         {"case": "a", "input_size": [31], "kernel_us": 0.0984066123, "error": None, "copies": 3},
         {"case": "b", "input_size": [4, 5, 6], "kernel_us": 1e-7, "error": 2.0, "copies": None},
     ]
-    rows[0]["rivals"] = {"unfold": {"us": 2.5, "ratio": 12345678.5}, "plain": {"skipped": 'no, "it" is'}}
-    rows[1]["rivals"] = {"unfold": {"skipped": "1 GiB"}}
+    rows[0]["baselines"] = {"unfold": {"us": 2.5, "ratio": 12345678.5}, "plain": {"skipped": 'no, "it" is'}}
+    rows[1]["baselines"] = {"unfold": {"skipped": "1 GiB"}}
     environment = {"device": "A # B: C", "threads": 2, "built": {"cuda": None}, "cold": True}
     document = {
         "benchmark": "operator",

@@ -134,12 +134,12 @@ def test_what_host_time_is_measured_of(operation):
 def test_a_quick_run_on_the_gpu(tmp_path):
     output = tmp_path / "results.csv"
     shapes = ["--shapes", "rednet-4", "--batch", "2", "--dtypes", "float32", "bfloat16"]
-    arguments = ["--device", "cuda", "--quick", *shapes, "--rivals", "plain", "unfold", "depthwise"]
+    arguments = ["--device", "cuda", "--quick", *shapes, "--baselines", "plain", "unfold", "depthwise"]
     assert operator.main([*arguments, "--output", str(output)]) == 0
     for row in results.load(output)["results"]:
         assert row["method"] == "graph"
         assert row["host_us"] > 0 and row["host_grad_us"] > 0
-        assert all(rival["us"] > 0 for rival in row["rivals"].values())
+        assert all(baseline["us"] > 0 for baseline in row["baselines"].values())
 
 
 def test_the_argument_list_is_cut():

@@ -10,13 +10,13 @@ import torch
 from benchmark_cases import CPU, SMALL, run
 
 from benchmarks import (
+    baselines,
     cases,
     check,
     environment,
     operator,
     plain_kernel,
     resources,
-    rivals,
 )
 from involution import _library
 
@@ -93,7 +93,7 @@ def test_mixed_formats_are_not_converted(layout):
         assert environment.scratch_bytes(call, CPU) == 0
 
 
-ROW = {"refused": "not measured", "rivals": {}}
+ROW = {"refused": "not measured", "baselines": {}}
 
 
 def test_mixed_formats_are_measured_of_one_shape(capsys):
@@ -122,23 +122,25 @@ def test_mixed_formats_are_measured_of_one_shape(capsys):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "kernels_last"])
 @pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
 def test_right_answers_pass(case, layout, operation, monkeypatch):
-    monkeypatch.setattr(rivals, "_compile", lambda function: function)
+    monkeypatch.setattr(baselines, "_compile", lambda function: function)
     t = cases.make_tensors(case, torch.float32, layout, CPU)
     check.check(operation, case, t, operator.call_of(operation, case, t)())
-    for rival in rivals.RIVALS.values():
-        if rival.why_not(operation, case, layout, torch.float32, CPU) is None:
-            rival.check(operation, case, t, rival.bind(operation, case)(t)())
+    for baseline in baselines.BASELINES.values():
+        if baseline.why_not(operation, case, layout, torch.float32, CPU) is None:
+            baseline.check(operation, case, t, baseline.bind(operation, case)(t)())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("operation", cases.OPERATIONS)
 def test_right_answers_in_half_pass(dtype, operation, monkeypatch):
-    monkeypatch.setattr(rivals, "_compile", lambda function: function)
+    monkeypatch.setattr(baselines, "_compile", lambda function: function)
     case = replace(SMALL, kernel_size=(7, 7), channels=32, group_width=16)
     t = cases.make_tensors(case, dtype, "contiguous", CPU)
     check.check(operation, case, t, operator.call_of(operation, case, t)())
     for name in ("unfold", "shift-compiled", "depthwise"):
-        rivals.RIVALS[name].check(operation, case, t, rivals.RIVALS[name].bind(operation, case)(t)())
+        baselines.BASELINES[name].check(
+            operation, case, t, baselines.BASELINES[name].bind(operation, case)(t)()
+        )
 
 
 @pytest.mark.parametrize("operation", cases.OPERATIONS)
@@ -164,7 +166,7 @@ def test_large_problems_are_checked_by_some_pairs(monkeypatch):
 def test_a_wrong_operator_gets_no_time(tmp_path, monkeypatch, capsys):
     right = _library.involution
     monkeypatch.setattr(_library, "involution", lambda *arguments: right(*arguments) * 1.01)
-    code, document = run(tmp_path, "--rivals")
+    code, document = run(tmp_path, "--baselines")
     by_operation = {row["operation"]: row for row in document["results"]}
     assert code == 1
     assert by_operation["forward"]["kernel_us"] is None
@@ -173,25 +175,27 @@ def test_a_wrong_operator_gets_no_time(tmp_path, monkeypatch, capsys):
     assert "REFUSED" in capsys.readouterr().out
 
 
-def test_a_wrong_rival_gets_no_time(tmp_path, monkeypatch):
-    right = rivals.unfold_forward
-    monkeypatch.setattr(rivals, "unfold_forward", lambda x, w, case: right(x, w, case) + 1)
-    code, document = run(tmp_path, "--ops", "forward", "--rivals", "unfold", "depthwise")
+def test_a_wrong_baseline_gets_no_time(tmp_path, monkeypatch):
+    right = baselines.unfold_forward
+    monkeypatch.setattr(baselines, "unfold_forward", lambda x, w, case: right(x, w, case) + 1)
+    code, document = run(tmp_path, "--ops", "forward", "--baselines", "unfold", "depthwise")
     (row,) = document["results"]
     assert code == 1
-    assert row["kernel_us"] > 0 and row["rivals"]["unfold"].keys() == {"refused"}
-    assert row["rivals"]["depthwise"]["us"] > 0
+    assert row["kernel_us"] > 0 and row["baselines"]["unfold"].keys() == {"refused"}
+    assert row["baselines"]["depthwise"]["us"] > 0
 
 
-def test_rivals_that_cannot_run_say_why(tmp_path, monkeypatch):
+def test_baselines_that_cannot_run_say_why(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "free_bytes", lambda device: 1 << 20)
 
     def broken(operation, case):
         raise RuntimeError("no such thing")
 
-    monkeypatch.setitem(rivals.RIVALS, "depthwise", replace(rivals.RIVALS["depthwise"], bind=broken))
-    code, document = run(tmp_path, "--ops", "forward", "--rivals", "plain", "unfold", "depthwise")
-    found = document["results"][0]["rivals"]
+    monkeypatch.setitem(
+        baselines.BASELINES, "depthwise", replace(baselines.BASELINES["depthwise"], bind=broken)
+    )
+    code, document = run(tmp_path, "--ops", "forward", "--baselines", "plain", "unfold", "depthwise")
+    found = document["results"][0]["baselines"]
     assert code == 0
     assert found["plain"] == {"skipped": "it is a CUDA kernel"}
     assert found["unfold"]["skipped"].startswith("it needs 0.0 GiB, and")

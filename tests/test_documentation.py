@@ -187,7 +187,7 @@ def test_shares_of_a_copy_on_an_h100():
 
 
 def test_what_the_rest_is_compared_with():
-    published = [row["rivals"].get("official", {}).get("ratio") for row in measured("nvidia-h100")]
+    published = [row["baselines"].get("official", {}).get("ratio") for row in measured("nvidia-h100")]
     ratios = [ratio for ratio in published if ratio]
     assert (
         f"take {geometric_mean(ratios):.1f} times as long in the geometric mean: from" in WORDS["README.md"]
@@ -245,16 +245,16 @@ def test_figures_of_the_cpu_kernels():
         usual = [row for row in rows if row["dtype"] == "float32" and row["layout"] == layout]
         for case in sorted({row["case"] for row in usual if row["case"].startswith("rednet")}):
             of_case = [row for row in usual if row["case"] == case]
-            unfold = sum(row["rivals"]["unfold"]["us"] for row in of_case)
+            unfold = sum(row["baselines"]["unfold"]["us"] for row in of_case)
             ratios["both"].append(unfold / sum(row["kernel_us"] for row in of_case))
             ratios["forward"] += [
-                row["rivals"]["unfold"]["ratio"] for row in of_case if row["operation"] == "forward"
+                row["baselines"]["unfold"]["ratio"] for row in of_case if row["operation"] == "forward"
             ]
         forward.append(f"{min(ratios['forward']):.0f} to {max(ratios['forward']):.0f}")
         both.append(f"{min(ratios['both']):.0f} to {max(ratios['both']):.0f}")
     assert f"| forward | {' | '.join(forward)} |" in words
     assert f"| forward and both gradients | {' | '.join(both)} |" in words
-    least = min(row["rivals"]["reference"]["ratio"] for row in rows)
+    least = min(row["baselines"]["reference"]["ratio"] for row in rows)
     assert f"nothing is less than {int(10 * least) / 10} times as fast" in words
     shares = [
         row["bound_share"] for row in rows if row["dtype"] == "float32" and row["kernel_size"] == [7, 7]

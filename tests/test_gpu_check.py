@@ -154,9 +154,9 @@ def operator_rows() -> list[dict]:
     rows = []
     for case, (layout, dtype), operation in itertools.product(shapes, COLUMNS, OPERATIONS):
         row = {"case": case, "operation": operation, "dtype": dtype, "layout": layout, "refused": None}
-        row.update(kernel_us=123.45, copy_share=0.25 if dtype == "float32" else 0.5, rivals={})
+        row.update(kernel_us=123.45, copy_share=0.25 if dtype == "float32" else 0.5, baselines={})
         if (layout, dtype) == COLUMNS[0]:
-            row["rivals"] = {"official": {"ratio": 1.5}}
+            row["baselines"] = {"official": {"ratio": 1.5}}
             if case == "rednet-4":
                 row["copy_share"] = 1.0
         rows.append(row)

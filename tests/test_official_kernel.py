@@ -1,4 +1,4 @@
-"""The published kernels as a rival: their generated source, compiled by g++ and executed a thread at a time."""
+"""The published kernels as a baseline: their generated source, compiled by g++ and executed a thread at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import benchmarks.cases
-from benchmarks import check, official_kernel, rivals
+from benchmarks import baselines, check, official_kernel
 from involution import reference
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -110,14 +110,14 @@ def test_the_generated_source_computes_it(case, dtype, operation, cupy_on_the_ho
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("strides", [1, 2])
-def test_it_is_a_rival_that_the_harness_checks(operation, strides, cupy_on_the_host):
+def test_it_is_a_baseline_that_the_harness_checks(operation, strides, cupy_on_the_host):
     case = benchmarks.cases.Case("any", 2, 8, (9, 10), (3, 7), strides=strides, group_width=4)
     tensors = benchmarks.cases.make_tensors(case, torch.float32, "contiguous", CPU)
-    rival = rivals.RIVALS["official"]
-    result = rival.bind(operation, case)(tensors)()
-    assert rival.check(operation, case, tensors, result) < 1e-6
+    baseline = baselines.BASELINES["official"]
+    result = baseline.bind(operation, case)(tensors)()
+    assert baseline.check(operation, case, tensors, result) < 1e-6
     with pytest.raises(check.WrongAnswerError):
-        rival.check(operation, case, tensors, result * 1.01)
+        baseline.check(operation, case, tensors, result * 1.01)
 
 
 def test_sizes_are_literals():
@@ -132,13 +132,13 @@ def test_sizes_are_literals():
 
 
 def test_why_not(monkeypatch):
-    rival = rivals.RIVALS["official"]
+    baseline = baselines.BASELINES["official"]
     present = {"cupy": True}
     monkeypatch.setattr(official_kernel.importlib.util, "find_spec", lambda name: present[name] or None)
     case = benchmarks.cases.REDNET[1]
 
     def why(case=case, layout="contiguous", dtype=torch.float32, device=CUDA):
-        return rival.why_not("forward", case, layout, dtype, device)
+        return baseline.why_not("forward", case, layout, dtype, device)
 
     assert why() is None and why(dtype=torch.float64) is None
     assert why(device=CPU) == "it is a CUDA kernel"

@@ -1,4 +1,4 @@
-// The rival: involution as the published CUDA kernels have it, one output of one thread, every size a
+// The baseline: involution as the published CUDA kernels have it, one output of one thread, every size a
 // run-time parameter, global memory for everything. Contiguous tensors, two dimensions.
 #pragma once
 

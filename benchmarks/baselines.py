@@ -1,6 +1,6 @@
 """Other ways to compute the same, and a depthwise convolution to show what a static kernel costs.
 
-A rival says why it cannot take a problem, how much memory it needs beyond operands and result, and binds to
+A baseline says why it cannot take a problem, how much memory it needs beyond operands and result, and binds to
 operands; what it prepares there is not timed.
 """
 
@@ -27,7 +27,7 @@ Binding = Callable[[Tensors], Call]
 
 
 @dataclass(frozen=True)
-class Rival:
+class Baseline:
     """One contender.
 
     Attributes:
@@ -298,16 +298,16 @@ def _kept_by_unfold(operation: str, case: Case, item_size: int) -> int:
     return _unfolded_bytes(operation, case, item_size) if operation == "weight_gradient" else 0
 
 
-RIVALS = {
-    rival.name: rival
-    for rival in (
-        Rival("plain", _bind_plain, _why_not_plain, accumulates_wide=True),
-        Rival("official", _bind_official, _why_not_official),
-        Rival("unfold", _bind_unfold, _why_not_unfold, _products_bytes, _kept_by_unfold),
-        Rival("reference", _bind_reference, _why_not_compiled, accumulates_wide=True),
+BASELINES = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("plain", _bind_plain, _why_not_plain, accumulates_wide=True),
+        Baseline("official", _bind_official, _why_not_official),
+        Baseline("unfold", _bind_unfold, _why_not_unfold, _products_bytes, _kept_by_unfold),
+        Baseline("reference", _bind_reference, _why_not_compiled, accumulates_wide=True),
         # In the worst case the compiler fuses nothing.
-        Rival("unfold-compiled", _bind_unfold_compiled, _why_not_unfold, _products_bytes),
-        Rival("shift-compiled", _bind_shift_compiled, _why_not_compiled),
-        Rival("depthwise", _bind_depthwise, _never),
+        Baseline("unfold-compiled", _bind_unfold_compiled, _why_not_unfold, _products_bytes),
+        Baseline("shift-compiled", _bind_shift_compiled, _why_not_compiled),
+        Baseline("depthwise", _bind_depthwise, _never),
     )
 }
