@@ -22,10 +22,14 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 DEALT_OUT = (
     "test_backend_on_host",
     "test_cpu",
+    "test_detection_export",
     "test_fused_on_host",
     "test_kernels_on_host",
     "test_operations",
 )
+
+# And these stay together, since both read what the fixture exported_files takes a minute to make.
+TOGETHER = {"test_cpp_example": "test_export"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             if item.path.stem not in DEALT_OUT:
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+                item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.stem, item.path.stem)))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device")

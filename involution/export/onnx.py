@@ -104,9 +104,12 @@ def export(
     if not isinstance(model, torch.export.ExportedProgram):
         names = (map_axes(args[0], model),) if dynamic_shapes == "maps" and args else None
         model = export_program(model, args, kwargs, dynamic_shapes)
+    fused = torch.ops.involution.fused_involution.default
     with _quiet():
+        if any(node.target is fused for node in model.graph.nodes):
+            model = model.run_decompositions({fused: compose})
         program = torch.onnx.export(
-            model.run_decompositions({torch.ops.involution.fused_involution.default: compose}),
+            model,
             dynamo=True,
             custom_translation_table=table,
             dynamic_shapes=names,  # of an exported program, nothing but the names of sizes that are open
