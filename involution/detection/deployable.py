@@ -35,7 +35,6 @@ class DeployableDetector(nn.Module):
     Attributes:
         export_axes: for :func:`involution.export.export_model`, the axes of the image that stay open.
         export_outputs: names of what comes out.
-        export_formats: the formats that can hold it; with masks not AOTInductor's.
 
     Shape:
         ``(1, channels, H, W)``, float32, from 0 to 1, to ``boxes (N, 4)`` in pixels, float32, ``scores (N,)``, float32,
@@ -66,8 +65,6 @@ class DeployableDetector(nn.Module):
         self.model: Any = model
         self.has_masks = isinstance(model, FasterRCNN) and model.roi_heads.has_mask()
         self.export_outputs = ("boxes", "scores", "labels", *(["masks"] if self.has_masks else []))
-        # A package of AOTInductor gives right boxes and scores, but masks that are not those of the model.
-        self.export_formats = ("pt2", "onnx") if self.has_masks else ("pt2", "onnx", "aoti")
         for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
         self.train(model.training)

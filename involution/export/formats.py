@@ -58,8 +58,7 @@ def export_model(
         model (nn.Module): A model in evaluation mode that takes ``(batch, channels, *space)`` and returns tensors. It
             is exported for the device that it is on, except to ONNX, which has no devices. Its attribute
             ``export_axes``, if it has one, names the axes that stay open if these are not all but the channels: a
-            detector's (:class:`involution.detection.DeployableDetector`) are ``{2: "height", 3: "width"}``. Its
-            attribute ``export_formats``, if it has one, names the formats that can hold it.
+            detector's (:class:`involution.detection.DeployableDetector`) are ``{2: "height", 3: "width"}``.
         example (Tensor): An input on the model's device, with spatial sizes of at least 2. Its values do not matter.
         path (str or PathLike): The file to write. It is written as a whole or not at all.
         format (str): ``"pt2"``, ``"aoti"`` or ``"onnx"``; see ``involution.export``.
@@ -85,11 +84,6 @@ def export_model(
         )
     if model.training:
         raise ValueError("The model is in training mode. Call model.eval() first.")
-    takes = getattr(model, "export_formats", (format,))
-    if format not in takes:
-        raise ExportError(
-            f"This {type(model).__name__} cannot be written as {format!r}, but as {' or '.join(map(repr, takes))}."
-        )
     kept = {**(metadata or {}), "device": "cpu" if format == "onnx" else example.device.type}
     try:
         # Under the same name, which some formats write into the file.
@@ -189,6 +183,9 @@ def _write_aoti(model: nn.Module, example: Tensor, path: Path, metadata: Mapping
     if hasattr(inductor_config.aot_inductor, "check_lowerbound"):
         # torch.export calls an open size at least 2. Packages that check their inputs would refuse a single image.
         configs["aot_inductor.check_lowerbound"] = False
+    if _convolves_unknown_counts(program):
+        # Inductor would have such convolutions computed in channels_last, and read their results as contiguous.
+        configs["layout_optimization"] = False
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
     except Exception as error:
@@ -198,6 +195,18 @@ def _write_aoti(model: nn.Module, example: Tensor, path: Path, metadata: Mapping
                 "Install g++, or name a compiler in the environment variable CXX."
             ) from error
         raise
+
+
+def _convolves_unknown_counts(program: torch.export.ExportedProgram) -> bool:
+    """Whether a size of a map that is convolved depends on data, as the number of a detector's regions does."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.name.startswith("aten::conv"):
+            if free_unbacked_symbols(node.args[0].meta["val"].shape):
+                return True
+    return False
 
 
 def _check_pooling(program: torch.export.ExportedProgram) -> None:
