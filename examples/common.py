@@ -71,3 +71,23 @@ def draw_losses(axes: Any, losses: dict[str, list[float]]) -> None:
         axes.plot([width * (i + 0.5) for i in range(len(smooth))], smooth, color=colour, label=name)
     axes.set(title="loss", xlabel="step", ylim=(0, None))
     axes.legend()
+
+
+def photographs(part: str, *names: str) -> list[Any]:
+    """scikit-learn's photographs, ``(H, W, 3)`` from 0 to 1: the left 70 % for ``"train"``, the rest for ``"test"``."""
+    import numpy as np
+    from sklearn.datasets import load_sample_image
+
+    pictures = [load_sample_image(name) / np.float32(255) for name in names or ("china.jpg", "flower.jpg")]
+    edges = [picture.shape[1] * 7 // 10 for picture in pictures]
+    return [p[:, :edge] if part == "train" else p[:, edge:] for p, edge in zip(pictures, edges, strict=True)]
+
+
+def digits(part: str) -> Any:
+    """Handwritten digits, ``(N, 8, 8)`` from 0 to 255; every fourth is for ``"test"``, the others for ``"train"``."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    images = np.uint8(load_digits().images * 255 / 16)
+    test = np.arange(len(images)) % 4 == 3
+    return images[test if part == "test" else ~test]

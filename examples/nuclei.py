@@ -112,7 +112,9 @@ def overlap(found: Tensor, truth: Tensor) -> tuple[float, float]:
 
 def matched(found: Tensor, truth: Tensor, least: float = 0.5) -> dict[int, int]:
     """The nuclei found, by number: true ones and the piece that each is found by; the best pairs go first."""
-    pairs, counts = torch.stack([truth, found])[:, (truth > 0) & (found > 0)].unique(dim=1, return_counts=True)
+    pairs, counts = torch.stack([truth, found])[:, (truth > 0) & (found > 0)].unique(
+        dim=1, return_counts=True
+    )
     true_sizes, found_sizes = truth.flatten().bincount(), found.flatten().bincount()
     ious = counts / (true_sizes[pairs[0]] + found_sizes[pairs[1]] - counts)
     result: dict[int, int] = {}
