@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 def load(name: str, monkeypatch) -> ModuleType:
     pytest.importorskip("matplotlib")
-    if name in ("nuclei", "surveillance", "signs"):
+    if name in ("nuclei", "surveillance", "roadside", "signs"):
         pytest.importorskip("sklearn")
     if name == "signs":
         pytest.importorskip("involution.detection", exc_type=ImportError)
@@ -261,43 +261,43 @@ def test_what_is_trained_on_is_not_tested_on(monkeypatch):
 
 
 def test_boxes_are_tight_around_the_warped_sign(monkeypatch):
-    signs = load("signs", monkeypatch)
+    roadside = load("roadside", monkeypatch)
     numpy = pytest.importorskip("numpy")
     random = numpy.random.default_rng(0)
-    for shape, distance, degrees in itertools.product(signs.SHAPES, (3.0, 12.0), (-30, 25)):
-        matrix = signs.projection(numpy.radians(degrees), (0.1, -0.05, distance))
-        seen = signs.warped(signs.sign(shape, random, signs.material("train")[1]), matrix)
-        left, top, right, bottom = signs.tight_box(seen[..., 3] > 0.5)
-        corners = numpy.array([(x, y, 1) for x, y in signs.corners(shape)]) @ matrix.T
+    for shape, distance, degrees in itertools.product(roadside.SHAPES, (3.0, 12.0), (-30, 25)):
+        matrix = roadside.projection(numpy.radians(degrees), (0.1, -0.05, distance))
+        seen = roadside.warped(roadside.sign(shape, random, roadside.material("train")[1]), matrix)
+        left, top, right, bottom = roadside.tight_box(seen[..., 3] > 0.5)
+        corners = numpy.array([(x, y, 1) for x, y in roadside.corners(shape)]) @ matrix.T
         corners = corners[:, :2] / corners[:, 2:]
         # A pixel counts where the sign covers half of it; pointed tips cover less.
         expected = numpy.concatenate((corners.min(0), corners.max(0)))
         assert abs(expected - [left, top, right, bottom]).max() < (1 if shape in ("circle", "octagon") else 2)
         # Turned by so much, it is narrower, and as high as before.
-        height = signs.FOCAL * signs.SIGN / distance
+        height = roadside.FOCAL * roadside.SIGN / distance
         assert numpy.ptp(corners[:, 1]) == pytest.approx(height, rel=0.06)
         assert numpy.ptp(corners[:, 0]) == pytest.approx(height * math.cos(math.radians(degrees)), rel=0.06)
 
 
 def test_signs_are_in_their_boxes_and_distances_in_their_heights(monkeypatch):
-    signs = load("signs", monkeypatch)
+    roadside = load("roadside", monkeypatch)
     numpy = pytest.importorskip("numpy")
-    grey = numpy.full((signs.HEIGHT, signs.WIDTH, 3), 0.5, numpy.float32)
-    images = signs.material("test")[1]
-    monkeypatch.setattr(signs, "material", lambda part: (grey, images))
-    frames = signs.drive("test", 30, numpy.random.default_rng(0))
+    grey = numpy.full((roadside.HEIGHT, roadside.WIDTH, 3), 0.5, numpy.float32)
+    images = roadside.material("test")[1]
+    monkeypatch.setattr(roadside, "material", lambda part: (grey, images))
+    frames = roadside.drive("test", 30, numpy.random.default_rng(0))
     counts = [len(target["labels"]) for target in frames.targets]
     assert set(counts) == {0, 1, 2}
     for image, target in zip(frames.images, frames.targets, strict=True):
-        assert image.shape == (3, signs.HEIGHT, signs.WIDTH) and 0 <= image.min() <= image.max() <= 1
-        elsewhere = torch.ones(signs.HEIGHT, signs.WIDTH, dtype=torch.bool)
+        assert image.shape == (3, roadside.HEIGHT, roadside.WIDTH) and 0 <= image.min() <= image.max() <= 1
+        elsewhere = torch.ones(roadside.HEIGHT, roadside.WIDTH, dtype=torch.bool)
         for left, top, right, bottom in target["boxes"].int().tolist():
             assert image[:, top:bottom, left:right].std() > 0.03
             elsewhere[max(top - 1, 0) : bottom + 1, max(left - 4, 0) : right + 4] = False  # blurred
         assert image[:, elsewhere].std() < 0.03
         assert target["boxes"].shape == (len(target["labels"]), 4)
         heights = target["boxes"][:, 3] - target["boxes"][:, 1]
-        assert ((heights - signs.FOCAL * signs.SIGN / target["distances"]).abs() < 3).all()
+        assert ((heights - roadside.FOCAL * roadside.SIGN / target["distances"]).abs() < 3).all()
 
 
 def test_matches_and_average_precision_of_signs(monkeypatch):
