@@ -49,9 +49,13 @@ demo: venv  ## run the operator on a photograph, train a small network and evalu
 	$(BIN)/python -m involution.train
 	$(BIN)/python -m involution.evaluate
 
-examples: venv  ## train on sequences and on volumes
+examples: venv  ## train on sequences, volumes, a micrograph, video and road signs
 	$(BIN)/python examples/sequence.py
 	$(BIN)/python examples/volume.py
+	$(BIN)/python -m pip install --no-deps stardist
+	$(BIN)/python examples/nuclei.py
+	$(BIN)/python examples/surveillance.py
+	$(BIN)/python examples/signs.py
 
 docs: venv  ## build the documentation as a site, in site/
 	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint $(VENV)/constraints.txt

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from common import COLOURS, fit
 from rival import parameters, smallest_not_below
 from torch import Tensor, nn
 
@@ -85,23 +86,15 @@ def inner(values: Tensor) -> Tensor:
     return values[..., KERNEL:-KERNEL]
 
 
-def fit(model: nn.Module, steps: int, title: str, seed: int = 0) -> nn.Module:
-    """Trains on fresh recordings all the time, by the mean squared error."""
+def train(model: nn.Module, steps: int, title: str, seed: int = 0) -> None:
+    """On fresh recordings all the time, by the mean squared error."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, max(steps, 2), pct_start=0.1)
-    model.train()
-    for step in range(1, steps + 1):
+
+    def loss_of(model: nn.Module) -> Tensor:
         batch = record(16, generator)
-        loss = (inner(model(batch.known)) - inner(batch.signal)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # kernels are not normalised
-        optimizer.step()
-        schedule.step()
-        print(f"\r{title} {step}/{steps}, error {loss.item():.4f}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return model.eval()
+        return (inner(model(batch.known)) - inner(batch.signal)).square().mean()
+
+    fit(model, loss_of, steps, 4e-3, title)
 
 
 def error_share(answer: Tensor, signal: Tensor) -> float:
@@ -132,7 +125,7 @@ def draw(models: dict[str, nn.Module], test: Recording, path: Path) -> None:
     figure, axes = plt.subplots(1 + len(models), 1, figsize=(11, 8), sharex=True, layout="constrained")
     axes[0].plot(places, test.known[0, 0], color="#bbbbbb", label="recording")
     axes[0].plot(places, test.signal[0, 0], color="black", linewidth=3, label="signal")
-    for (name, model), colour in zip(models.items(), ("#d62828", "#457b9d"), strict=True):
+    for (name, model), colour in zip(models.items(), COLOURS, strict=True):
         with torch.no_grad():
             axes[0].plot(places, model(test.known[:1])[0, 0], color=colour, linewidth=1.2, label=name)
     axes[0].margins(y=0.25)
@@ -190,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     shares, models = {}, {"involution": ours, "depthwise convolution": rival}
     for name, model in models.items():
         began = time.monotonic()
-        fit(model, options.steps, name)
+        train(model, options.steps, name)
         with torch.no_grad():
             shares[name] = error_share(model(test.known), test.signal)
         took = f"{time.monotonic() - began:.0f} s"

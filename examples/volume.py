@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from common import draw_losses, fit
 from rival import parameters, smallest_not_below
 from torch import Tensor, nn
 
@@ -82,26 +83,15 @@ def network(kind: str, channels: int) -> nn.Sequential:
     return nn.Sequential(*embed, *block(), *block(), *head)
 
 
-def fit(model: nn.Module, steps: int, noise: float, title: str, seed: int = 0) -> list[float]:
-    """Trains on fresh blocks all the time; returns the loss of each step."""
+def train(model: nn.Module, steps: int, noise: float, title: str, seed: int = 0) -> list[float]:
+    """On fresh blocks all the time; returns the loss of each step."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, max(steps, 2), pct_start=0.1)
-    losses = []
-    model.train()
-    for step in range(1, steps + 1):
+
+    def loss_of(model: nn.Module) -> Tensor:
         batch = film(32, generator, noise)
-        loss = nn.functional.cross_entropy(model(batch.video), batch.direction)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # kernels are not normalised
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        print(f"\r{title} {step}/{steps}, loss {losses[-1]:.3f}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    model.eval()
-    return losses
+        return nn.functional.cross_entropy(model(batch.video), batch.direction)
+
+    return fit(model, loss_of, steps, 0.01, title)
 
 
 def confusion(model: nn.Module, test: Blocks) -> Tensor:
@@ -133,12 +123,7 @@ def draw(found: dict[str, Tensor], losses: dict[str, list[float]], noise: float,
         panels[row, 0].set_ylabel(title)
     upper.suptitle(f"moving: {list(DIRECTIONS)[int(clean.direction)]}")
     axes = lower.subplots(1, 1 + len(found))
-    for (name, values), colour in zip(losses.items(), ("#d62828", "#457b9d"), strict=True):
-        width = max(1, len(values) // 40)
-        smooth = [sum(values[i : i + width]) / width for i in range(0, len(values) - width + 1, width)]
-        axes[0].plot([width * (i + 0.5) for i in range(len(smooth))], smooth, color=colour, label=name)
-    axes[0].set(title="loss", xlabel="step", ylim=(0, None))
-    axes[0].legend()
+    draw_losses(axes[0], losses)
     for (name, matrix), panel in zip(found.items(), axes[1:], strict=True):
         share = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
         panel.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
@@ -188,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     found, losses = {}, {}
     for name, model in {"involution": ours, "depthwise convolution": rival}.items():
         began = time.monotonic()
-        losses[name] = fit(model, options.steps, options.noise, name)
+        losses[name] = train(model, options.steps, options.noise, name)
         found[name] = confusion(model, test)
         share = 100 * float(found[name].trace() / found[name].sum())
         took = f"{time.monotonic() - began:.0f} s"
