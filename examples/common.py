@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COLOURS = ("#d62828", "#457b9d")  # of the network with involution and of its rival
+COLOURS = ("#d62828", "#457b9d")  # of the network with involution and of its baseline
 
 
 def options(description: str, name: str, steps: int, of: str = "of each network") -> argparse.ArgumentParser:

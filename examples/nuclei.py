@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from baseline import parameters, with_convolutions
 from common import COLOURS, draw_losses, fit, need_demo, options
-from rival import parameters, with_convolutions
 from torch import Tensor, nn
 
 from involution.segmentation import semantic_fpn_rednet_tiny

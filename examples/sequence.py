@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from baseline import parameters, smallest_not_below
 from common import COLOURS, fit
-from rival import parameters, smallest_not_below
 from torch import Tensor, nn
 
 from involution import Involution1d
@@ -174,13 +174,13 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # the tensors are small
     torch.manual_seed(0)
     ours = network("involution", options.channels)
-    rival = smallest_not_below(parameters(ours), partial(network, "convolution"))
+    baseline = smallest_not_below(parameters(ours), partial(network, "convolution"))
     test = record(64, torch.Generator().manual_seed(1))
     print(
         "What is left as error, as a share of the signal's power, on 64 recordings that no network has seen:"
     )
     print(f"  {'the recording as it is':28} {error_share(test.known[:, :1], test.signal):8.4f}", flush=True)
-    shares, models = {}, {"involution": ours, "depthwise convolution": rival}
+    shares, models = {}, {"involution": ours, "depthwise convolution": baseline}
     for name, model in models.items():
         began = time.monotonic()
         train(model, options.steps, name)

@@ -23,8 +23,8 @@ import time
 from pathlib import Path
 
 import torch
+from baseline import parameters
 from common import draw_losses, fit, need_demo, options
-from rival import parameters
 from roadside import FOCAL, HEIGHT, NAMES, SIGN, Frames, Objects, drive
 from torch import Tensor, nn
 

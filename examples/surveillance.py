@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from baseline import parameters, with_convolutions
 from common import digits, draw_losses, fit, need_demo, options, photographs
-from rival import parameters, with_convolutions
 from torch import Tensor, nn
 
 from involution import Involution2d

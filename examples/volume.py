@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from baseline import parameters, smallest_not_below
 from common import draw_losses, fit
-from rival import parameters, smallest_not_below
 from torch import Tensor, nn
 
 from involution import Involution3d
@@ -165,13 +165,13 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # the tensors are small
     torch.manual_seed(0)
     ours = network("involution", options.channels)
-    rival = smallest_not_below(parameters(ours), partial(network, "convolution"))
+    baseline = smallest_not_below(parameters(ours), partial(network, "convolution"))
     test = film(options.test, torch.Generator().manual_seed(1), options.noise)
     print(
         f"Of {options.test} blocks that no network has seen, with {len(DIRECTIONS)} directions to choose from:"
     )
     found, losses = {}, {}
-    for name, model in {"involution": ours, "depthwise convolution": rival}.items():
+    for name, model in {"involution": ours, "depthwise convolution": baseline}.items():
         began = time.monotonic()
         losses[name] = train(model, options.steps, options.noise, name)
         found[name] = confusion(model, test)

@@ -75,13 +75,15 @@ def test_the_texture_moves_in_its_direction(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["sequence", "volume"])
-def test_the_rival_has_at_least_as_many_parameters(monkeypatch, name):
-    example, rival = load(name, monkeypatch), load("rival", monkeypatch)
-    budget = rival.parameters(example.network("involution", 16))
-    network = rival.smallest_not_below(budget, lambda channels: example.network("convolution", channels))
+def test_the_baseline_has_at_least_as_many_parameters(monkeypatch, name):
+    example, baseline = load(name, monkeypatch), load("baseline", monkeypatch)
+    budget = baseline.parameters(example.network("involution", 16))
+    network = baseline.smallest_not_below(budget, lambda channels: example.network("convolution", channels))
     channels = network[0].out_channels
     assert (
-        rival.parameters(network) >= budget > rival.parameters(example.network("convolution", channels - 1))
+        baseline.parameters(network)
+        >= budget
+        > baseline.parameters(example.network("convolution", channels - 1))
     )
 
 
@@ -365,17 +367,17 @@ def test_applications_run(monkeypatch, capsys, tmp_path, name, settings, said):
     assert "2/2" in output.err
 
 
-def test_the_rival_with_convolutions_is_a_copy(monkeypatch):
-    rival = load("rival", monkeypatch)
+def test_the_baseline_with_convolutions_is_a_copy(monkeypatch):
+    baseline = load("baseline", monkeypatch)
     from involution import Involution2d
     from involution.segmentation import semantic_fpn_rednet_tiny
 
     network = semantic_fpn_rednet_tiny(3, in_channels=1).eval()
     count = sum(isinstance(layer, Involution2d) for layer in network.modules())
-    replaced = rival.with_convolutions(network).eval()
+    replaced = baseline.with_convolutions(network).eval()
     assert not any(isinstance(layer, Involution2d) for layer in replaced.modules())
     assert count == sum(isinstance(layer, Involution2d) for layer in network.modules()) > 0
-    assert rival.parameters(replaced) > rival.parameters(network)
+    assert baseline.parameters(replaced) > baseline.parameters(network)
     image = torch.randn(2, 1, 64, 80)
     assert replaced(image)["out"].shape == network(image)["out"].shape
     own = {parameter.data_ptr() for parameter in network.parameters()}

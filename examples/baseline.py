@@ -24,12 +24,12 @@ def smallest_not_below(budget: int, network: Callable[[int], nn.Module]) -> nn.M
 
 def with_convolutions(network: nn.Module) -> nn.Module:
     """A copy of a network with 3x3 convolutions, as ResNet has, in the place of its involutions: more parameters."""
-    rival = copy.deepcopy(network)
+    baseline = copy.deepcopy(network)
     for path, layer in network.named_modules():
         if isinstance(layer, Involution2d):
             channels = layer.channels
             convolution = nn.Conv2d(channels, channels, 3, layer.stride, padding=1, bias=False)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
             parent, _, name = path.rpartition(".")
-            setattr(rival.get_submodule(parent), name, convolution)
-    return rival
+            setattr(baseline.get_submodule(parent), name, convolution)
+    return baseline
