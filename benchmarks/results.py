@@ -132,7 +132,7 @@ def validate(document: Mapping[str, Any]) -> None:
         for name, baseline in row.get("baselines", {}).items():
             if not {"skipped", "failed", "refused"} & baseline.keys():
                 _has(baseline, _BASELINE, f"{where}, baseline {name},")
-        for name, layer in row.get("layers", {}).items():
+        for name, layer in row["layers"].items() if columns.get("layers") is dict else ():
             _has(layer, _LAYER, f"{where}, layer {name},")
         for name in ("rednet50", "resnet50"):
             if name in columns:

@@ -106,9 +106,12 @@ def test_every_band_kernel(
     square: bool,
     dtype: torch.dtype,
 ) -> None:
-    """Square kernels of groups of 16, 32 ... channels, and any height and multiple of 8 channels."""
+    """Square kernels of groups of 16, 32 ... channels, and any height and multiple of 8 channels.
+
+    float16 has the same kernels but for its conversions, and sees the first of the same problems.
+    """
     rng = random.Random(f"{operation} {layout} {width} {stride} {square}")
-    for seed in range(3):
+    for seed in range(3 if dtype == torch.bfloat16 else 1):
         channels = rng.choice((16, 16, 32, 48) if square else (8, 24, 40, 16))
         if square and operation == "local_correlation":
             channels = 16
