@@ -40,13 +40,7 @@ def detector() -> RetinaNet:
     """A RetinaNet for small squares: anchors from 12 pixels on, as signs far away have, of that one shape alone."""
     anchors = Anchors([8, 16, 32, 64], [1.5 * 2 ** (step / 3) for step in range(3)], aspect_ratios=[1.0])
     settings = {"anchor_generator": anchors, "min_size": HEIGHT}  # so that frames are taken as they are
-    model = retinanet_rednet_tiny_fpn(len(NAMES) + 1, neck="convolution", **settings)
-    for tower in (model.head.classification_head.conv, model.head.regression_head.conv):
-        for layer in tower.modules():
-            # The published start, of deviation 0.01, is for 256 channels and a long warm-up; 64 would pass nothing on.
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return model
+    return retinanet_rednet_tiny_fpn(len(NAMES) + 1, neck="convolution", **settings)
 
 
 def distance(boxes: Tensor) -> Tensor:

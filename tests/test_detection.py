@@ -31,6 +31,7 @@ from involution.detection import (  # noqa: E402
     rednet_fpn_backbone,
     retinanet_rednet_tiny_fpn,
 )
+from involution.detection.heads import retina_head  # noqa: E402
 from involution.models import (  # noqa: E402
     CheckpointError,
     RedNet,
@@ -233,6 +234,17 @@ def test_steps(kind):
         assert result["boxes"].shape == (len(result["labels"]), 4)
         if kind == "maskrcnn":
             assert result["masks"].shape == (len(result["labels"]), 1, *image.shape[1:])
+
+
+@pytest.mark.parametrize("channels", [64, 256])
+@pytest.mark.parametrize("head", [C, I])
+def test_the_towers_of_a_retinanet_pass_on_what_they_get(head, channels):
+    torch.manual_seed(0)
+    x = torch.randn(2, channels, 12, 12).relu()
+    built = retina_head(channels, 9, 4, head)
+    with torch.no_grad():
+        for part in (built.classification_head, built.regression_head):
+            assert 0.4 < part.conv(x).square().mean().sqrt() / x.square().mean().sqrt() < 2.5
 
 
 def test_labels_of_a_retinanet_begin_at_one():

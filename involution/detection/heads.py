@@ -213,10 +213,18 @@ def mask_predictor(channels: int, num_classes: int) -> nn.Module:
 
 
 def retina_head(channels: int, num_anchors: int, num_outputs: int, head: str) -> nn.Module:
-    """Torchvision's head of a RetinaNet, with convolutions or involutions."""
+    """Torchvision's head of a RetinaNet, with convolutions or involutions.
+
+    The convolutions begin by He's rule. With torchvision's deviation of 0.01, four of 64 channels pass on a thousandth
+    of what comes in, and a network does not begin to learn.
+    """
     both = RetinaNetHead(channels, num_anchors, num_outputs)
-    if head == "involution":
-        both.classification_head.conv, both.regression_head.conv = tower(channels, 4), tower(channels, 4)
+    for part in (both.classification_head, both.regression_head):
+        if head == "involution":
+            part.conv = tower(channels, 4)
+        for layer in part.conv.modules():
+            if isinstance(layer, nn.Conv2d) and head == "convolution":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return in_float32(both)
 
 
