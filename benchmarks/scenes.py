@@ -4,8 +4,9 @@
     python -m benchmarks.scenes --tasks detection --layers involution
 
 Each is what ``python -m involution.train --task TASK`` does, then tested by ``involution.evaluate``. With convolutions,
-the stem, the blocks, the pyramid and the heads have dense 3x3 convolutions, as ResNet has. Time is the processor's, of
-the training with its tests. A run replaces its line in benchmarks/results/DEVICE-scenes.csv, or those of --output.
+the stem, the blocks, the pyramid and a Faster R-CNN's head have dense 3x3 convolutions, as ResNet has. Time is the
+processor's, of the training with its tests. A run replaces its line in benchmarks/results/DEVICE-scenes.csv, or those
+of --output.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def dense(channels: int, kernel_size: int, stride: int = 1, *, dilation: int = 1
 
 def run(task: str, layers: str, more: Sequence[str] = ()) -> dict[str, Any]:
     """Trains and tests one network."""
-    kinds = ["neck"] if task == "segmentation" else ["neck", "head"]
+    kinds = ["neck", "head"] if task == "detection" else ["neck"]
     replaced = mock.patch.object(
         blocks, "Involution2d", blocks.Involution2d if layers == "involution" else dense
     )

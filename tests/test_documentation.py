@@ -230,6 +230,28 @@ def test_networks_and_layers_on_an_h100():
             assert f"| `{row['case']}` | {times} | {memory} |" in PAGES["docs/fused.md"]
 
 
+def test_scores_on_the_scenes():
+    for row in measured("amd-epyc-avx2-scenes", "scenes"):
+        found = row["scores"]
+        kinds = (("boxes", ""), ("masks", "segm_")) if "map" in found else ()
+        scores = [
+            f"{what} mAP50 {found[f'{kind}map_50']:.2f}, mAP {found[f'{kind}map']:.2f}"
+            for what, kind in kinds
+            if f"{kind}map" in found
+        ]
+        text = "; ".join(scores) or f"mIoU {found['miou']:.2f}"
+        cells = [f"`{row['task']}`", row["layers"], f"{row['parameters']:,}", text]
+        cells.append(f"{row['cpu_seconds'] / 60:.0f} min")
+        assert f"| {' | '.join(cells)} |" in PAGES["docs/training.md"]
+
+
+def test_backbones_of_detectors_on_a_cpu():
+    rows = measured("amd-epyc-avx2-detection", "detection")
+    for mode in ("inference", "fused", "training"):
+        ratios = [row["ratio"] for row in rows if row["mode"] == mode]
+        assert f"{mode} {min(ratios):.2f} to {max(ratios):.2f}" in WORDS["docs/benchmarks.md"]
+
+
 def same_but(key: str, rows: list[dict], one: str, other: str) -> list[float]:
     """Times of the rows with ``key=one`` over those of the rows that differ from them in it alone."""
     name = [part for part in ("case", "batch", "operation", "dtype", "layout") if part != key]

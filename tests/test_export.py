@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -311,6 +312,33 @@ def test_a_model_that_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"torch\.export cannot export this Undecided"):
         exported(tmp_path, "pt2", model=Undecided().eval())
     assert list(tmp_path.iterdir()) == []
+
+
+class Regions(torch.nn.Module):
+    """Convolutions of as many maps as the input has values above 1, as a Mask R-CNN's of its regions."""
+
+    export_axes: ClassVar = {2: "height", 3: "width"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.second = torch.nn.ConvTranspose2d(8, 4, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = torch.where(x[0, 0].flatten() > 1)[0]
+        maps = x[0].flatten(1).t()[found].view(-1, 8, 1, 1) * torch.linspace(-1, 1, 36).view(6, 6)
+        return self.second(self.first(maps).relu())[:, :, 1:].sigmoid()
+
+
+def test_aoti_of_convolutions_whose_number_depends_on_data(tmp_path: Path) -> None:
+    if involution.build_info()["extension"] is None:
+        pytest.skip("the library of operators is not compiled")
+    torch.manual_seed(0)
+    model = Regions().eval()
+    run, _ = load(export_model(model, torch.randn(1, 8, 9, 10), tmp_path / "regions.pt2", "aoti"), "aoti")
+    for size in ((9, 10), (12, 17)):
+        x = torch.randn(1, 8, *size)
+        torch.testing.assert_close(run(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_aoti_without_the_library_of_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

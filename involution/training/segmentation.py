@@ -26,19 +26,33 @@ class Segmentation(Task):
     Args:
         data: what the data is (``ImageData.description``).
         auxiliary: weight of the loss of an auxiliary head, where the network has one.
+        class_weights: of the loss in training, one for each class, in their order; all 1 unless given. A class that
+            covers almost everything hides the others' part of the loss.
+
+    Raises:
+        DataError: there are not as many weights as classes, or one is negative.
     """
 
     monitor = ("val_miou", "max")
+    class_weights: Tensor
 
     def __init__(
         self,
         data: dict[str, Any],
         network: str = "semantic_fpn_rednet_tiny",
         auxiliary: float = 0.4,
+        class_weights: list[float] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(data, network, **common)
         self.auxiliary = auxiliary
+        weights = torch.tensor(class_weights or [1.0] * len(data["classes"]))
+        if len(weights) != len(data["classes"]) or weights.min() < 0:
+            raise DataError(
+                f"class_weights must have a number of at least 0 for each of the {len(data['classes'])} classes, not "
+                f"{class_weights}."
+            )
+        self.register_buffer("class_weights", weights, persistent=False)
         options: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False}
         kind = torchmetrics.classification.MulticlassConfusionMatrix
         tests = {"confusion": kind(len(data["classes"]), **options), "loss": torchmetrics.MeanMetric()}
@@ -54,10 +68,10 @@ class Segmentation(Task):
 
     def loss(self, batch: Batch) -> Tensor:
         scores = self(batch.images)
-        loss = cross_entropy(scores["out"], batch.targets)
-        return (
-            loss + self.auxiliary * cross_entropy(scores["aux"], batch.targets) if "aux" in scores else loss
-        )
+        losses = {
+            name: cross_entropy(each, batch.targets, self.class_weights) for name, each in scores.items()
+        }
+        return losses["out"] + self.auxiliary * losses.get("aux", 0)
 
     def measure(self, batch: Batch) -> None:
         if not len(batch.targets):
@@ -109,7 +123,9 @@ class Segmentation(Task):
         return "\n".join([*lines, *(f"  {name[:24]:24} {iou:.3f}" for name, iou in classes)])
 
 
-def cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
-    """The mean over the pixels that have a class; 0 where none has."""
-    total = F.cross_entropy(scores, classes, ignore_index=IGNORED, reduction="sum")
-    return total / classes.ne(IGNORED).sum().clamp(min=1)
+def cross_entropy(scores: Tensor, classes: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean over the pixels that have a class, by the classes' weights; 0 where none has."""
+    total = F.cross_entropy(scores, classes, weights, ignore_index=IGNORED, reduction="sum")
+    known = classes[classes.ne(IGNORED)]
+    weight = torch.ones_like(known, dtype=total.dtype) if weights is None else weights[known]
+    return total / weight.sum().clamp(min=torch.finfo(total.dtype).tiny)
