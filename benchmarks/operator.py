@@ -300,11 +300,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.layouts = options.layouts or (["contiguous"] if small else ["contiguous", "channels_last"])
     options.ops = options.ops or list(OPERATIONS)
     if options.baselines is None:
-        options.baselines = list(BASELINES)
-        if small:
-            options.baselines = (
-                ["unfold", "depthwise"] if options.quick else ["unfold", "reference", "depthwise"]
-            )
+        few = ["unfold", "depthwise"] if options.quick else ["unfold", "reference", "depthwise"]
+        options.baselines = few if small else list(BASELINES)
     if options.append and not (options.output and options.output.exists()):
         parser.error("--append needs --output with the name of a file that is there.")
     try:
