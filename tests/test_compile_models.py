@@ -111,7 +111,7 @@ LAYERS = [
     [
         *((name, 1, 0, torch.contiguous_format) for name in [*LAYERS, "InvolutionLayer"]),
         *((name, 2, 0, torch.channels_last) for name in [*LAYERS[3:6], "InvolutionLayer"]),
-        *((name, 1, -1, torch.contiguous_format) for name in LAYERS[:3]),
+        *((name, stride, -1, torch.contiguous_format) for name in LAYERS[:3] for stride in (1, 2)),
     ],
     ids=str,
 )
