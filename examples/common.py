@@ -15,7 +15,7 @@ COLOURS = ("#d62828", "#457b9d")  # of the network with involution and of its ba
 
 
 def options(description: str, name: str, steps: int, of: str = "of each network") -> argparse.ArgumentParser:
-    """What every example takes: ``--steps``, ``--seed`` and ``--output``."""
+    """What the applications take: ``--steps``, ``--seed`` and ``--output``."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

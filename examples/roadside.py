@@ -13,19 +13,17 @@ from common import digits, photographs
 from torch import Tensor
 
 RED, YELLOW, WHITE = (190, 20, 30), (245, 195, 0), (240, 240, 240)
-SHAPES = {
+SHAPES = {  # with the colours of rim and face
     "circle": (RED, WHITE),
     "triangle": (RED, WHITE),
     "octagon": (WHITE, RED),
     "diamond": (WHITE, YELLOW),
 }
-NAMES = tuple(SHAPES)  # with the colours of rim and face
+NAMES = tuple(SHAPES)
 HEIGHT, WIDTH, FOCAL = 96, 128, 240.0  # pixels
 SIGN, NEAREST, FARTHEST = 0.7, 3.0, 12.0  # metres: its height, and how far away it is
-TEXTURE, FINER = (
-    128,
-    3,
-)  # pixels of a sign before it is warped; parts of a pixel that it is warped to along each axis
+TEXTURE = 128  # pixels of a sign before it is warped
+FINER = 3  # parts of a pixel that it is warped to, along each axis
 
 Objects = dict[str, Tensor]
 

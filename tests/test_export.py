@@ -26,6 +26,7 @@ from involution.export import (
     table,
 )
 from involution.export.__main__ import main
+from involution.export.program import nodes_of
 from involution.export.trained import deployable
 from involution.models import create_model
 
@@ -312,6 +313,16 @@ def test_a_model_that_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"torch\.export cannot export this Undecided"):
         exported(tmp_path, "pt2", model=Undecided().eval())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_nodes_of_a_program_are_those_of_its_branches_too() -> None:
+    class Either(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
+
+    program = torch.export.export(Either(), (torch.randn(3),))
+    targets = {node.target for node in nodes_of(program)}
+    assert {torch.ops.aten.sum.default, torch.ops.aten.sin.default, torch.ops.aten.cos.default} <= targets
 
 
 class Regions(torch.nn.Module):

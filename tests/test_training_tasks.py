@@ -225,7 +225,7 @@ def test_the_loss_of_a_class_has_its_weight():
     task.measure(batch)
     torch.testing.assert_close(task.scores()["val_loss"], F.cross_entropy(out, maps, ignore_index=255))
     assert task.loss(batch._replace(targets=torch.full_like(maps, 255))) == 0
-    for wrong in ([1.0, 1.0], [1.0, 1.0, -0.5]):
+    for wrong in ([], [1.0, 1.0], [1.0, 1.0, -0.5]):
         with pytest.raises(
             DataError, match="class_weights must have a number of at least 0 for each of the 3"
         ):

@@ -18,7 +18,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from ..layers import Involution2d
-from ..models.blocks import initialise_unit_gain
+from ..models.blocks import initialise, initialise_unit_gain
 
 __all__ = ["Anchors", "InvolutionMaskHeads", "InvolutionRPNHead", "RoIAlignPyramid"]
 
@@ -222,9 +222,8 @@ def retina_head(channels: int, num_anchors: int, num_outputs: int, head: str) ->
     for part in (both.classification_head, both.regression_head):
         if head == "involution":
             part.conv = tower(channels, 4)
-        for layer in part.conv.modules():
-            if isinstance(layer, nn.Conv2d) and head == "convolution":
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        else:
+            initialise(part.conv)
     return in_float32(both)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .._build_info import build_info, rebuild_command
-from .program import export_program
+from .program import export_program, nodes_of
 
 Outputs = Tensor | tuple[Tensor, ...]
 Runner = Callable[[Tensor], Outputs]
@@ -201,17 +201,16 @@ def _convolves_unknown_counts(program: torch.export.ExportedProgram) -> bool:
     """Whether a size of a map that is convolved depends on data, as the number of a detector's regions does."""
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-    for node in program.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.name.startswith("aten::conv"):
-            if free_unbacked_symbols(node.args[0].meta["val"].shape):
-                return True
-    return False
+    return any(
+        str(node.target).startswith("aten.conv")
+        and free_unbacked_symbols(node.all_input_nodes[0].meta["val"].shape)
+        for node in nodes_of(program)
+    )
 
 
 def _check_pooling(program: torch.export.ExportedProgram) -> None:
     """Raises where a pooling rounds its size up: Inductor decides by the example's size how such a one is compiled."""
-    for node in program.graph.nodes:
+    for node in nodes_of(program):
         arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
         place = next((i for i, argument in enumerate(arguments) if argument.name == "ceil_mode"), None)
         if place is not None and (node.args[place : place + 1] == (True,) or node.kwargs.get("ceil_mode")):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import _library
 from .._composition import compose
-from .program import export_program, map_axes
+from .program import export_program, map_axes, nodes_of
 
 __all__ = ["export", "translation_table"]
 
@@ -106,7 +106,7 @@ def export(
         model = export_program(model, args, kwargs, dynamic_shapes)
     fused = torch.ops.involution.fused_involution.default
     with _quiet():
-        if any(node.target is fused for node in model.graph.nodes):
+        if any(node.target is fused for node in nodes_of(model)):
             model = model.run_decompositions({fused: compose})
         program = torch.onnx.export(
             model,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 AXIS_NAMES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
+
+
+def nodes_of(program: torch.export.ExportedProgram) -> Iterator[torch.fx.Node]:
+    """The nodes of a program, those of the branches inside it (``torch.cond``) too."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            yield from module.graph.nodes
 
 
 def map_axes(example: Tensor, model: Any = None) -> dict[int, str]:

@@ -46,10 +46,11 @@ class Segmentation(Task):
     ) -> None:
         super().__init__(data, network, **common)
         self.auxiliary = auxiliary
-        weights = torch.tensor(class_weights or [1.0] * len(data["classes"]))
-        if len(weights) != len(data["classes"]) or weights.min() < 0:
+        count = len(data["classes"])
+        weights = torch.tensor([1.0] * count if class_weights is None else class_weights, dtype=torch.float32)
+        if len(weights) != count or weights.min() < 0:
             raise DataError(
-                f"class_weights must have a number of at least 0 for each of the {len(data['classes'])} classes, not "
+                f"class_weights must have a number of at least 0 for each of the {count} classes, not "
                 f"{class_weights}."
             )
         self.register_buffer("class_weights", weights, persistent=False)
@@ -126,6 +127,6 @@ class Segmentation(Task):
 def cross_entropy(scores: Tensor, classes: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean over the pixels that have a class, by the classes' weights; 0 where none has."""
     total = F.cross_entropy(scores, classes, weights, ignore_index=IGNORED, reduction="sum")
-    known = classes[classes.ne(IGNORED)]
-    weight = torch.ones_like(known, dtype=total.dtype) if weights is None else weights[known]
+    known = classes.ne(IGNORED)  # a product with it, because to select by it would wait for a GPU
+    weight = known if weights is None else known * weights[classes.where(known, 0)]
     return total / weight.sum().clamp(min=torch.finfo(total.dtype).tiny)
