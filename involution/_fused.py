@@ -72,14 +72,16 @@ def fused_available(
     method ``fused_available``.
 
     Args:
-        input: ``(B, C, *In)``.
-        features: ``(B, R, *Out)``, what the kernels are made from.
-        weight: ``(G * prod(K), R)``, what makes them.
-        kernel_size: ``K``, an integer or one per axis.
-        stride: positions from one window to the next, an integer or one per axis.
-        padding: zeros in front of each axis, an integer or one per axis; ``"same"`` keeps the size (stride 1),
-            ``"valid"`` is 0.
-        dilation: positions from one kernel point to the next, an integer or one per axis.
+        input (Tensor): ``(B, C, *In)``.
+        features (Tensor): ``(B, R, *Out)``, what the kernels are made from.
+        weight (Tensor): ``(G * prod(K), R)``, what makes them.
+        kernel_size (int or tuple of int): ``K``, an integer or one per axis.
+        stride (int or tuple of int): Positions from one window to the next, an integer or one per axis. Default:
+            1
+        padding (int, tuple of int or str): Zeros in front of each axis, an integer or one per axis; ``"same"``
+            keeps the size (stride 1), ``"valid"`` is 0. Default: 0
+        dilation (int or tuple of int): Positions from one kernel point to the next, an integer or one per axis.
+            Default: 1
 
     Returns:
         Something that is true or false, and whose ``reason`` is a sentence where it is false.

@@ -81,11 +81,11 @@ def involution(
     """``dT/dy``: the weighted sum of every output position's neighbourhood.
 
     Args:
-        input: ``(B, C, *In)``.
-        weight: ``(B, G, *K, *Out)``, with ``C`` divisible by ``G``.
-        stride: positions from one window to the next, one integer per axis.
-        padding: zeros in front of each axis.
-        dilation: positions from one kernel point to the next.
+        input (Tensor): ``(B, C, *In)``.
+        weight (Tensor): ``(B, G, *K, *Out)``, with ``C`` divisible by ``G``.
+        stride (sequence of int): Positions from one window to the next, one integer per axis.
+        padding (sequence of int): Zeros in front of each axis.
+        dilation (sequence of int): Positions from one kernel point to the next.
 
     Returns:
         ``(B, C, *Out)``.
@@ -115,12 +115,12 @@ def involution_transpose(
     """``dT/dx``: every input position spreads its kernel over its neighbourhood.
 
     Args:
-        input: ``y``, ``(B, C, *Out)``.
-        weight: ``(B, G, *K, *Out)``, with ``C`` divisible by ``G``.
-        output_size: the spatial size ``In`` of the result.
-        stride: that of the involution which this transposes, one integer per axis.
-        padding: likewise.
-        dilation: likewise.
+        input (Tensor): ``y``, ``(B, C, *Out)``.
+        weight (Tensor): ``(B, G, *K, *Out)``, with ``C`` divisible by ``G``.
+        output_size (sequence of int): The spatial size ``In`` of the result.
+        stride (sequence of int): That of the involution which this transposes, one integer per axis.
+        padding (sequence of int): Likewise.
+        dilation (sequence of int): Likewise.
 
     Returns:
         ``(B, C, *In)``.
@@ -152,13 +152,13 @@ def local_correlation(
     """``dT/dw``: the product, summed over a group's channels, of each position with its neighbourhood.
 
     Args:
-        query: ``y``, ``(B, C, *Out)``.
-        key: ``x``, ``(B, C, *In)``.
-        kernel_size: the neighbourhood's size along each axis.
-        groups: how many groups the channels are divided into.
-        stride: positions from one window to the next, one integer per axis.
-        padding: zeros in front of each axis.
-        dilation: positions from one kernel point to the next.
+        query (Tensor): ``y``, ``(B, C, *Out)``.
+        key (Tensor): ``x``, ``(B, C, *In)``.
+        kernel_size (sequence of int): The neighbourhood's size along each axis.
+        groups (int): How many groups the channels are divided into.
+        stride (sequence of int): Positions from one window to the next, one integer per axis.
+        padding (sequence of int): Zeros in front of each axis.
+        dilation (sequence of int): Positions from one kernel point to the next.
 
     Returns:
         ``(B, G, *K, *Out)``.

@@ -1,9 +1,11 @@
-"""The examples in the docstrings of layers, networks and conversion give what they say."""
+"""Docstrings: examples give what they say, and arguments are described with their types and defaults."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
+import re
 
 import pytest
 import torch
@@ -30,6 +32,37 @@ def test_examples(name):
     names = {"torch": torch, "nn": nn, **vars(involution), **vars(involution.models)}
     results = doctest.testmod(module, extraglobs=names, raise_on_error=False)
     assert results.attempted and not results.failed
+
+
+def public(package: str) -> list[str]:
+    if package == "detection":
+        pytest.importorskip("torchvision", exc_type=ImportError)
+    module = importlib.import_module(f"involution.{package}") if package else involution
+    return [f"{module.__name__}.{name}" for name in module.__all__ if inspect.getdoc(getattr(module, name))]
+
+
+@pytest.mark.parametrize("package", ["", "models", "detection", "segmentation", "export", "reference"])
+def test_arguments_have_types_and_defaults(package):
+    """As torch writes them: ``name (type, optional): What it is. Default: 1``."""
+    seen = 0
+    for name in public(package):
+        module, _, own = name.rpartition(".")
+        thing = getattr(importlib.import_module(module), own)
+        _, found, text = inspect.getdoc(thing).partition("\nArgs:\n")
+        if not found or not callable(thing):
+            continue
+        text = re.split(r"\n\n|\n(?=\w)", text)[0]
+        entries = dict(re.findall(r"^    (\**\w+)((?:.|\n     )*)", text, re.M))
+        for argument, parameter in inspect.signature(thing).parameters.items():
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or argument == "self":
+                continue
+            assert argument in entries, f"{name}: {argument} is not described"
+            assert re.match(r" \([^)]+\): \S", entries[argument]), f"{name}: {argument} has no type"
+            if parameter.default not in (parameter.empty, None):
+                said = re.search(r"(?i)default|unless given", entries[argument])
+                assert said, f"{name}: {argument} = {parameter.default!r} is not said"
+            seen += 1
+    assert seen
 
 
 @pytest.mark.parametrize("name", [name for name in involution.__all__ if name.endswith(("1d", "3d"))])

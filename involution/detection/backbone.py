@@ -19,11 +19,13 @@ class RedNetFPN(nn.Module):
     """A RedNet that returns maps, and a feature pyramid on them, as torchvision's detectors take a backbone.
 
     Args:
-        body: made with ``features_only=True``.
-        out_channels: of every level.
-        neck: ``"convolution"`` or ``"involution"``: the layer behind each level of the pyramid.
-        extra: ``"pool"`` for one more level, named ``"pool"``, as in Faster R-CNN; ``"convolution"`` for two, ``"p6"``
-            and ``"p7"``, as in RetinaNet, with no activation between them (torchvision's have a ReLU there).
+        body (RedNet): Made with ``features_only=True``.
+        out_channels (int): Of every level. Default: 256
+        neck (str): ``"convolution"`` or ``"involution"``: the layer behind each level of the pyramid. Default:
+            ``"involution"``
+        extra (str): ``"pool"`` for one more level, named ``"pool"``, as in Faster R-CNN; ``"convolution"`` for two,
+            ``"p6"`` and ``"p7"``, as in RetinaNet, with no activation between them (torchvision's have a ReLU there).
+            Default: ``"pool"``
 
     Attributes:
         out_channels: of every level, which torchvision's detectors read.
@@ -73,18 +75,21 @@ def rednet_fpn_backbone(
     """A RedNet by name with a feature pyramid, for any detector of torchvision.
 
     Args:
-        name: one of :func:`involution.models.list_models`.
-        neck: as for :class:`RedNetFPN`.
-        out_channels: as there.
-        returned_layers: the stages, counted from 1, whose maps go into the pyramid; by default all.
-        extra: as there.
-        weights: a file that :func:`involution.models.load_checkpoint` reads, of a classifier, backbone or detector,
-            whose stem's size is taken. The norms' statistics are then fixed, and their scale and shift train.
-        trainable_layers: so many of the last stages train, the stem being the last to; the rest is fixed. For a network
-            of four stages, 5 is everything and 3 fixes stem and first stage, the official ``frozen_stages=1``. By
-            default as in torchvision 3 with ``weights`` (two less than everything) and everything without.
-        stem_kernel_size: of the stem's involution, 7 in the published detectors.
-        **arguments: further ones for :class:`involution.models.RedNet`.
+        name (str): One of :func:`involution.models.list_models`.
+        neck (str): As for :class:`RedNetFPN`. Default: ``"involution"``
+        out_channels (int): As there. Default: 256
+        returned_layers (sequence of int, optional): The stages, counted from 1, whose maps go into the pyramid; by
+            default all.
+        extra (str): As there. Default: ``"pool"``
+        weights (str or os.PathLike, optional): A file that :func:`involution.models.load_checkpoint` reads, of a
+            classifier, backbone or detector, whose stem's size is taken. The norms' statistics are then fixed, and
+            their scale and shift train.
+        trainable_layers (int, optional): So many of the last stages train, the stem being the last to; the rest is
+            fixed. For a network of four stages, 5 is everything and 3 fixes stem and first stage, the official
+            ``frozen_stages=1``. By default as in torchvision 3 with ``weights`` (two less than everything) and
+            everything without.
+        stem_kernel_size (int): Of the stem's involution, 7 in the published detectors. Default: 7
+        **arguments: Further ones for :class:`involution.models.RedNet`.
 
     Raises:
         ValueError: an argument is out of range.

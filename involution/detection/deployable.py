@@ -30,7 +30,8 @@ class DeployableDetector(nn.Module):
     size that it would. Non-maximum suppression of the classes is by one call, with each class moved aside.
 
     Args:
-        model: a :class:`FasterRCNN`, :class:`MaskRCNN` or :class:`RetinaNet` of this package, with any predictors.
+        model (FasterRCNN or RetinaNet): A :class:`FasterRCNN`, :class:`MaskRCNN` or :class:`RetinaNet` of this package,
+            with any predictors.
 
     Attributes:
         export_axes: for :func:`involution.export.export_model`, the axes of the image that stay open.

@@ -30,9 +30,9 @@ class Anchors(AnchorGenerator):
     stride: 61 instead of 64 for the last level of an image of 800x1344.
 
     Args:
-        strides: pixels of the image for one position, of each level.
-        scales: an anchor's side is the stride times one of these.
-        aspect_ratios: height divided by width, at the same area.
+        strides (sequence of int): Pixels of the image for one position, of each level.
+        scales (sequence of float): An anchor's side is the stride times one of these. Default: ``(8.0,)``
+        aspect_ratios (sequence of float): Height divided by width, at the same area. Default: ``(0.5, 1.0, 2.0)``
 
     Shape:
         One ``(N, 4)`` for each image, float32, ``(x1, y1, x2, y2)`` in pixels: level after level, row after row,
@@ -79,11 +79,12 @@ class RoIAlignPyramid(MultiScaleRoIAlign):
     the first batch and keeps them; here they are given.
 
     Args:
-        strides: of the levels that are read, from the finest, each twice the one before it.
-        output_size: positions along each side.
-        sampling_ratio: points along each side of a position that are averaged; 0 for about one for each of the map's.
-        aligned: whether positions are taken for squares around their centres, as officially, instead of half a
-            position off, as in torchvision's detectors.
+        strides (sequence of int): Of the levels that are read, from the finest, each twice the one before it.
+        output_size (int): Positions along each side.
+        sampling_ratio (int): Points along each side of a position that are averaged; 0 for about one for each of the
+            map's. Default: 0
+        aligned (bool): Whether positions are taken for squares around their centres, as officially, instead of half a
+            position off, as in torchvision's detectors. Default: True
 
     Shape:
         Levels ``(B, C, h, w)`` by name, of which those named ``"0"``, ``"1"``, ... are read, and for each image boxes
@@ -166,8 +167,8 @@ class InvolutionRPNHead(RPNHead):
     Source: Li et al., CVPR 2021, section 4.2.
 
     Args:
-        in_channels: of each level.
-        num_anchors: at each position.
+        in_channels (int): Of each level.
+        num_anchors (int): At each position.
 
     Shape:
         Levels ``(B, in_channels, h, w)`` to scores ``(B, num_anchors, h, w)`` and box codes ``(B, 4 * num_anchors, h,
@@ -185,8 +186,8 @@ class InvolutionMaskHeads(nn.Sequential):
     Source: Li et al., CVPR 2021, section 4.2.
 
     Args:
-        channels: of a region's map.
-        depth: how many.
+        channels (int): Of a region's map.
+        depth (int): How many. Default: 4
 
     Shape:
         ``(N, channels, h, w)`` to the same. ``N`` may be 0.

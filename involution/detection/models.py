@@ -68,11 +68,12 @@ class FasterRCNN(_Detector, torchvision_detection.FasterRCNN):
     """torchvision's Faster R-CNN around a RedNet, with the official anchors, RoIAlign and, if chosen, involution head.
 
     Args:
-        backbone: of :func:`rednet_fpn_backbone`.
-        num_classes: with the background, which is class 0; None where a ``box_predictor`` is given.
-        head: ``"convolution"`` or ``"involution"``: the 3x3 layer of the region proposal network.
-        anchor_scale: an anchor's side is this times its level's stride.
-        representation_size: features of a region.
+        backbone (RedNetFPN): Of :func:`rednet_fpn_backbone`.
+        num_classes (int, optional): With the background, which is class 0; None where a ``box_predictor`` is given.
+        head (str): ``"convolution"`` or ``"involution"``: the 3x3 layer of the region proposal network. Default:
+            ``"involution"``
+        anchor_scale (float): An anchor's side is this times its level's stride. Default: 8.0
+        representation_size (int): Features of a region. Default: 1024
         **arguments: torchvision's, such as ``min_size`` or ``box_score_thresh``. The defaults are torchvision's; the
             official recipe has ``rpn_post_nms_top_n_train=1000``.
 
@@ -132,11 +133,12 @@ class RetinaNet(_Detector, torchvision_detection.RetinaNet):
     ``num_classes`` counts the background, which has no output.
 
     Args:
-        backbone: of :func:`rednet_fpn_backbone`, with ``extra="convolution"`` and without the finest map.
-        num_classes: with the background.
-        head: ``"convolution"``, as published, or ``"involution"``: the four layers before each predictor.
-        anchor_scale: the smallest anchor's side is this times its level's stride, and there are two more of
-            ``2 ** (1/3)`` and ``2 ** (2/3)`` times that.
+        backbone (RedNetFPN): Of :func:`rednet_fpn_backbone`, with ``extra="convolution"`` and without the finest map.
+        num_classes (int): With the background.
+        head (str): ``"convolution"``, as published, or ``"involution"``: the four layers before each predictor.
+            Default: ``"convolution"``
+        anchor_scale (float): The smallest anchor's side is this times its level's stride, and there are two more of ``2
+            ** (1/3)`` and ``2 ** (2/3)`` times that. Default: 4.0
         **arguments: torchvision's, such as ``min_size`` or ``score_thresh``.
 
     Raises:
@@ -257,12 +259,13 @@ def _builder(kind: Callable[..., _Detector], size: str) -> Callable[..., Any]:
     build.__doc__ = f"""A {name} with rednet{size} and a feature pyramid.
 
     Args:
-        num_classes: with the background, which is class 0.
-        neck: ``"convolution"`` or ``"involution"``: the layer behind each level of the pyramid.
-        head: as for :class:`{name}`.
-        trainable_backbone_layers: as ``trainable_layers`` of :func:`rednet_fpn_backbone`.
-        weights_backbone: a file of a classifier or backbone, as its ``weights``.
-        **arguments: of :class:`{name}`.
+        num_classes (int): With the background, which is class 0.
+        neck (str): ``"convolution"`` or ``"involution"``: the layer behind each level of the pyramid. Default:
+            ``"involution"``
+        head (str): As for :class:`{name}`. Default: ``"{"convolution" if retina else "involution"}"``
+        trainable_backbone_layers (int, optional): As ``trainable_layers`` of :func:`rednet_fpn_backbone`.
+        weights_backbone (str or os.PathLike, optional): A file of a classifier or backbone, as its ``weights``.
+        **arguments: Those of :class:`{name}`.
     """
     return build
 

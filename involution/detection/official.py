@@ -72,9 +72,9 @@ def build(state: Mapping[str, Tensor], found: dict[str, Any], **arguments: Any) 
     """The detector that tensors with our names are of.
 
     Args:
-        state: the tensors.
-        found: arguments of its RedNet.
-        **arguments: further ones of the detector's class.
+        state (mapping of str to Tensor): The tensors.
+        found (dict): Arguments of its RedNet.
+        **arguments: Further ones of the detector's class.
 
     Raises:
         KeyError: a tensor is missing.

@@ -19,9 +19,10 @@ def check_images(
     """Raises where images are not what a detector takes: ``(channels, H, W)``, from 0 to 1.
 
     Args:
-        images: the images; those of integers are left to the detector, which refuses them.
-        channels: how many the detector takes; None for any number.
-        names: what the images are called in messages; by default ``image 0``, ``image 1``, ...
+        images (sequence of Tensor): The images; those of integers are left to the detector, which refuses them.
+        channels (int, optional): How many the detector takes; None for any number.
+        names (sequence of str, optional): What the images are called in messages; by default ``image 0``, ``image 1``,
+            ...
 
     Raises:
         ValueError: there are no images, or one has another shape, or values that are not finite or far from 0..1.
@@ -63,13 +64,13 @@ def check_targets(
     The detectors of this package call it in training. Call it for each item of a data set to learn of a mistake before.
 
     Args:
-        images: as for :func:`check_images`.
-        targets: for each image ``boxes (N, 4)`` as ``(x1, y1, x2, y2)`` in pixels, float, and ``labels (N,)``, int64,
-            from 1; perhaps ``masks (N, H, W)``. ``N`` may be 0.
-        num_classes: with the background, which is 0, so that labels are below it; None for any.
-        channels: as there.
-        masks: whether there must be masks.
-        names: as there.
+        images (sequence of Tensor): As for :func:`check_images`.
+        targets (sequence, optional): For each image ``boxes (N, 4)`` as ``(x1, y1, x2, y2)`` in pixels, float, and
+            ``labels (N,)``, int64, from 1; perhaps ``masks (N, H, W)``. ``N`` may be 0.
+        num_classes (int, optional): With the background, which is 0, so that labels are below it; None for any.
+        channels (int, optional): As there.
+        masks (bool): Whether there must be masks. Default: False
+        names (sequence of str, optional): As there.
 
     Raises:
         ValueError: something is missing, of another shape or number, not finite, or out of range.

@@ -134,14 +134,14 @@ def involution_transpose(
     # The frame of all windows, and from it the part that is asked for, with zeros where that goes beyond.
     apart = op.Mul(space, list(stride))
     frame = op.Add(apart, window.reach)
+    # An axis behind each of the space, on which zeros follow the position.
+    behind = list(range(4, 4 + 2 * axes, 2))
     total = sum_of_spread_products(
         map,
         _kernels_by_point(weight, space, window),
         _table(window.offsets),
         window.reach,
-        list(
-            range(4, 4 + 2 * axes, 2)
-        ),  # an axis behind each of the space, on which zeros follow the position
+        behind,
         [0] * (3 + 2 * axes) + [0, 0, 0] + [amount for step in stride for amount in (0, step - 1)],
         op.Concat(_grouped(input, groups), apart, axis=0),
         [0, 0, 0],

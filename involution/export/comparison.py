@@ -44,10 +44,12 @@ def compare(
     """Runs every runner on the same images, a batch at a time.
 
     Args:
-        runners: name to function and file; the first is what the others are compared with.
-        batches: images ``(B, channels, H, W)`` from 0 to 1, and labels ``(B,)`` or None where there are none.
-        latency_batches: the batch sizes to measure. The time is a median over half a second of runs, with as many
-            threads as ``torch.get_num_threads()``.
+        runners (mapping): Name to function and file; the first is what the others are
+            compared with.
+        batches (iterable): Images ``(B, channels, H, W)`` from 0 to 1, and labels
+            ``(B,)`` or None where there are none.
+        latency_batches (sequence of int): The batch sizes to measure. The time is a median over half a second of runs,
+            with as many threads as ``torch.get_num_threads()``. Default: ``(1, BATCH)``
 
     Returns:
         A report for each runner.

@@ -13,11 +13,12 @@ class Deployable(nn.Module):
     """A model that takes images with values from 0 to 1: ``model((images - mean) / std)``.
 
     Args:
-        model: takes normalised images ``(B, channels, *space)`` and returns one tensor, or a segmenter's scores by
-            the name ``"out"``.
-        mean: of each channel, of values from 0 to 1.
-        std: standard deviation of each channel.
-        dtype: what the model computes in. Images and results are float32, whatever it is.
+        model (nn.Module): Takes normalised images ``(B, channels, *space)`` and returns one tensor, or a segmenter's
+            scores by the name ``"out"``.
+        mean (sequence of float): Of each channel, of values from 0 to 1.
+        std (sequence of float): Standard deviation of each channel.
+        dtype (dtype): What the model computes in. Images and results are float32, whatever it is. Default:
+            ``torch.float32``
 
     Raises:
         ValueError: ``mean`` and ``std`` do not have one positive number for each of the same channels.
@@ -49,7 +50,7 @@ class Deployable(nn.Module):
         """Runs the model.
 
         Args:
-            images: ``(B, channels, *space)``, float32, from 0 to 1.
+            images (Tensor): ``(B, channels, *space)``, float32, from 0 to 1.
 
         Returns:
             The tensor that the model returns, in float32.

@@ -76,7 +76,7 @@ def export(
         path (str or PathLike, optional): The file to write. Weights of more than 2 GB, the most that an ONNX file can
             hold, are written beside it. Default: None, no file
         kwargs (mapping, optional): Example inputs by name. Default: None
-        dynamic_shapes: As for :func:`involution.export.export_program`. Default: ``"maps"``
+        dynamic_shapes (str or dict, optional): As for :func:`involution.export.export_program`. Default: ``"maps"``
         input_names (sequence of str, optional): Names of the inputs. Default: those of the model's arguments
         output_names (sequence of str, optional): Names of the outputs. Default: torch's
         opset_version (int, optional): Opset version of ONNX, at least 18, or 22 for models with bfloat16 weights.

@@ -48,10 +48,9 @@ def export_program(
         args (tuple): Example inputs. torch.export takes sizes of 1 for constants, so with ``dynamic_shapes="maps"`` a
             batch of 1 is repeated to stay open.
         kwargs (mapping, optional): Example inputs by name. Default: None
-        dynamic_shapes: ``"maps"`` means that ``args`` is one tensor ``(batch, channels, *space)``, of which all sizes
-            but the channels are open, or those that the model names (:func:`map_axes`). Otherwise as for
-            ``torch.export.export``; None leaves no size open.
-            Default: ``"maps"``
+        dynamic_shapes (str or dict, optional): ``"maps"`` means that ``args`` is one tensor ``(batch, channels,
+            *space)``, of which all sizes but the channels are open, or those that the model names (:func:`map_axes`).
+            Otherwise as for ``torch.export.export``; None leaves no size open. Default: ``"maps"``
 
     Returns:
         torch.export.ExportedProgram: The exported program.

@@ -24,8 +24,8 @@ def deployable(
     """The model of a checkpoint with its normalisation inside, in ``eval()`` and on the CPU, and what is known of it.
 
     Args:
-        checkpoint: of ``involution.train``.
-        dtype: what it computes in.
+        checkpoint (str or os.PathLike): Of ``involution.train``.
+        dtype (str): What it computes in. Default: ``"float32"``
 
     Returns:
         The model, and the rest of the checkpoint as :func:`involution.training.load_model` returns it.
@@ -60,12 +60,14 @@ def export_checkpoint(
     version that wrote the file.
 
     Args:
-        checkpoint: of ``involution.train``.
-        format: ``"pt2"``, ``"aoti"`` or ``"onnx"``.
-        output: the file to write, by default beside the checkpoint, with its name and the format's suffix.
-        dtype: what the model computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        device: ``"cpu"`` or ``"cuda"``, where a ``pt2`` or ``aoti`` file runs; an ``onnx`` file is made on the CPU.
-        opset_version: of an ONNX file's operators; see :func:`involution.export.onnx.export`.
+        checkpoint (str or os.PathLike): Of ``involution.train``.
+        format (str): ``"pt2"``, ``"aoti"`` or ``"onnx"``. Default: ``"pt2"``
+        output (str or os.PathLike, optional): The file to write, by default beside the checkpoint, with its name
+            and the format's suffix.
+        dtype (str): What the model computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Default: ``"float32"``
+        device (str): ``"cpu"`` or ``"cuda"``, where a ``pt2`` or ``aoti`` file runs; an ``onnx`` file is made on the
+            CPU. Default: ``"cpu"``
+        opset_version (int, optional): Of an ONNX file's operators; see :func:`involution.export.onnx.export`.
 
     Returns:
         The file's path.
@@ -106,8 +108,8 @@ def evaluation_images(
     """The test images of the data that a checkpoint was trained on, as a deployed file takes them.
 
     Args:
-        info: what :func:`deployable` returned.
-        data_path: where the data is now, if it moved.
+        info (dict): What :func:`deployable` returned.
+        data_path (str or os.PathLike, optional): Where the data is now, if it moved.
 
     Returns:
         How many batches there are, and the batches: images ``(B, channels, H, W)`` from 0 to 1, and labels ``(B,)``.

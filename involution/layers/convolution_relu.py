@@ -20,9 +20,9 @@ def convolution_relu(convolution: Any, input: Tensor, residual: Tensor | None = 
     as a 1x1 convolution of a wide map.
 
     Args:
-        convolution: a convolution of as many axes as the input has.
-        input: ``(B, C, *In)``.
-        residual: ``(B, out_channels, *Out)``; nothing is added without it.
+        convolution (nn.Module): A convolution of as many axes as the input has.
+        input (Tensor): ``(B, C, *In)``.
+        residual (Tensor, optional): ``(B, out_channels, *Out)``; nothing is added without it.
 
     Returns:
         ``(B, out_channels, *Out)``.

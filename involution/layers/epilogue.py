@@ -14,7 +14,7 @@ class Epilogue(nn.Module):
     hands ``scale`` and ``shift`` to the fused kernel, and runs the norm and the ReLU behind any other.
 
     Args:
-        norm: a batch norm with running statistics.
+        norm (nn.Module): A batch norm with running statistics.
     """
 
     scale: Tensor

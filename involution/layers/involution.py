@@ -77,7 +77,7 @@ class _Involution(KernelBranch):
         """Runs the layer.
 
         Args:
-            input: ``(B, channels, *In)``.
+            input (Tensor): ``(B, channels, *In)``.
 
         Returns:
             ``(B, out_channels, *Out)``.
@@ -112,8 +112,8 @@ class _Involution(KernelBranch):
         the faster way.
 
         Args:
-            input: ``(B, channels, *In)``; sizes, dtype, device and storage format count. The kernel branch is taken
-                to keep the format.
+            input (Tensor): ``(B, channels, *In)``; sizes, dtype, device and storage format count. The kernel branch is
+                taken to keep the format.
 
         Returns:
             Something that is true or false, and whose ``reason`` is a sentence where it is false.

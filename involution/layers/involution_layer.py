@@ -104,7 +104,7 @@ class InvolutionLayer(NotScriptable, nn.Module):
         """Runs the layer.
 
         Args:
-            input: ``(B, in_channels, H, W)``.
+            input (Tensor): ``(B, in_channels, H, W)``.
 
         Returns:
             ``(B, out_channels, Hout, Wout)``, in the memory format of ``input``.

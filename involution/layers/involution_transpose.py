@@ -80,7 +80,7 @@ class _InvolutionTranspose(KernelBranch):
         """Runs the layer.
 
         Args:
-            input: ``(B, channels, *In)``.
+            input (Tensor): ``(B, channels, *In)``.
 
         Returns:
             ``(B, out_channels, *Out)``.

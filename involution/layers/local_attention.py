@@ -75,11 +75,11 @@ class _LocalAttention(NotScriptable, nn.Module):
         """Runs the layer.
 
         Args:
-            input: ``(B, channels, *In)``.
-            key_padding_mask: ``(B, *In)``, as in ``torch.nn.MultiheadAttention``: boolean, where True means that a
-                position is padding, which no query attends to, as if it lay outside of the map; or floating-point,
-                added to the scores of that key, where ``-inf`` means padding. What comes out at padding is of no
-                use, but finite.
+            input (Tensor): ``(B, channels, *In)``.
+            key_padding_mask (Tensor, optional): ``(B, *In)``, as in ``torch.nn.MultiheadAttention``: boolean, where
+                True means that a position is padding, which no query attends to, as if it lay outside of the map; or
+                floating-point, added to the scores of that key, where ``-inf`` means padding. What comes out at padding
+                is of no use, but finite.
 
         Returns:
             ``(B, out_channels, *Out)`` with ``Out = ceil(In / stride)``.

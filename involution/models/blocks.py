@@ -33,7 +33,7 @@ class DropPath(nn.Module):
     Networks with Stochastic Depth", ECCV 2016, in the form that divides in training).
 
     Args:
-        probability: of being left out, at least 0 and less than 1.
+        probability (float): Of being left out, at least 0 and less than 1.
     """
 
     def __init__(self, probability: float) -> None:
@@ -67,14 +67,14 @@ class Stem(nn.Module):
     """The first layers: convolution, involution, convolution, each with norm and ReLU, and a max pool.
 
     Args:
-        in_channels: channels of the image.
-        channels: channels of the result; half as many before the last convolution.
-        kernel_size: of the involution.
-        downsampling: whether the first convolution and the max pool have stride 2. Without it there is no pool, and
-            the size is kept.
-        group_channels: channels that share a kernel.
-        norm: makes a normalisation from its number of channels.
-        factory: device and dtype of the parameters.
+        in_channels (int): Channels of the image.
+        channels (int): Channels of the result; half as many before the last convolution.
+        kernel_size (int): Of the involution.
+        downsampling (bool): Whether the first convolution and the max pool have stride 2. Without it there is no pool,
+            and the size is kept.
+        group_channels (int): Channels that share a kernel.
+        norm (Norm): Makes a normalisation from its number of channels.
+        factory (dict): Device and dtype of the parameters.
 
     Shape:
         ``(B, in_channels, H, W)`` to ``(B, channels, ceil(ceil(H / 2) / 2), ceil(ceil(W / 2) / 2))``, or to the same
@@ -154,16 +154,16 @@ class Bottleneck(nn.Module):
     """A residual block: 1x1 convolution, involution, 1x1 convolution (Li et al., CVPR 2021, section 4.1).
 
     Args:
-        inputs: channels of the input.
-        width: channels of the involution.
-        outputs: channels of the output.
-        stride: of the involution and of the shortcut.
-        dilation: of the involution.
-        kernel_size: of the involution.
-        group_channels: channels that share a kernel.
-        drop_path: probability to leave out the branch, in training.
-        norm: makes a normalisation from its number of channels.
-        factory: device and dtype of the parameters.
+        inputs (int): Channels of the input.
+        width (int): Channels of the involution.
+        outputs (int): Channels of the output.
+        stride (int): Of the involution and of the shortcut.
+        dilation (int): Of the involution.
+        kernel_size (int): Of the involution.
+        group_channels (int): Channels that share a kernel.
+        drop_path (float): Probability to leave out the branch, in training.
+        norm (Norm): Makes a normalisation from its number of channels.
+        factory (dict): Device and dtype of the parameters.
 
     Attributes:
         shortcut: convolution and norm, where the size or the channels change, or None.
@@ -247,8 +247,9 @@ def initialise_unit_gain(layer: Involution2d, relu: bool = False) -> None:
     initialisation, in which a norm follows, doubles the numbers with every layer.
 
     Args:
-        layer: the involution.
-        relu: whether a ReLU follows, which halves the mean square: then the variance is twice as large.
+        layer (Involution2d): The involution.
+        relu (bool): Whether a ReLU follows, which halves the mean square: then the variance is twice as large. Default:
+            False
     """
     points, reduced = math.prod(layer.kernel_size), layer.span.in_channels
     nn.init.normal_(layer.span.weight, std=math.sqrt((4 if relu else 2) / (points * reduced)))

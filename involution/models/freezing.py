@@ -47,8 +47,9 @@ class Freezing(nn.Module):
         Small batches, as in training detectors, have statistics too noisy to train with.
 
         Args:
-            freeze: with False they train again.
-            affine: whether scale and shift are fixed too. With False they train, as with mmdetection's ``norm_eval``.
+            freeze (bool): With False they train again. Default: True
+            affine (bool): Whether scale and shift are fixed too. With False they train, as with mmdetection's
+                ``norm_eval``. Default: True
         """
         self.frozen_norms, self.frozen_affine = freeze, freeze and affine
         for norm in self._norms():

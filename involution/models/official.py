@@ -115,8 +115,8 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state_dict with our names, from one with the official names.
 
     Args:
-        state: a backbone's (``stem.0.conv.weight``, ...), or a classifier's, whose names begin with ``backbone.`` but
-            for ``head.fc.``.
+        state (mapping of str to Tensor): A backbone's (``stem.0.conv.weight``, ...), or a classifier's, whose names
+            begin with ``backbone.`` but for ``head.fc.``.
 
     Raises:
         ValueError: a name is not one of the official network's.

@@ -81,10 +81,10 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, head: boo
     logged too. When an error is raised, nothing in the network has changed.
 
     Args:
-        model: any :class:`RedNet`, or a segmenter of ``involution.segmentation``.
-        path: the file. It is unpickled with ``weights_only=True``, so it cannot run code.
-        head: whether the layers that score the classes are loaded: a RedNet's head, a segmenter's last convolutions.
-            With False they stay as they are: for another number of classes.
+        model (nn.Module): Any :class:`RedNet`, or a segmenter of ``involution.segmentation``.
+        path (str or os.PathLike): The file. It is unpickled with ``weights_only=True``, so it cannot run code.
+        head (bool): Whether the layers that score the classes are loaded: a RedNet's head, a segmenter's last
+            convolutions. With False they stay as they are: for another number of classes. Default: True
 
     Returns:
         What was loaded and what was left out; ``str()`` of it is a sentence.
@@ -142,8 +142,8 @@ def from_checkpoint(path: str | os.PathLike[str], **arguments: Any) -> Any:
     and the heads that are found there; :func:`load_checkpoint` takes the backbone alone from it.
 
     Args:
-        path: as for :func:`load_checkpoint`.
-        **arguments: further ones for :class:`RedNet`, such as ``features_only=True``, or for
+        path (str or os.PathLike): As for :func:`load_checkpoint`.
+        **arguments: Further ones for :class:`RedNet`, such as ``features_only=True``, or for
             ``involution.segmentation``'s ``semantic_fpn`` or ``upernet``; they go before what is found.
 
     Returns:

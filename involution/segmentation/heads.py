@@ -47,11 +47,12 @@ class SemanticFPNHead(_Head):
     Networks", CVPR 2019, section 3.1, with batch norm).
 
     Args:
-        in_channels: of every level.
-        strides: pixels of the image for one position of each level, from the finest: powers of two times the first.
-        num_classes: how many scores a position gets.
-        channels: of the sum.
-        dropout: probability to zero a channel before the classifier, in training.
+        in_channels (int): Of every level.
+        strides (sequence of int): Pixels of the image for one position of each level, from the finest: powers of two
+            times the first.
+        num_classes (int): How many scores a position gets.
+        channels (int): Of the sum. Default: 128
+        dropout (float): Probability to zero a channel before the classifier, in training. Default: 0.1
 
     Shape:
         A list of ``(B, in_channels, H[i], W[i])`` to ``(B, num_classes, H[0], W[0])``.
@@ -102,11 +103,11 @@ class UPerHead(_Head):
     batch norm behind the 1x1 average needs at least two images.
 
     Args:
-        in_channels: of the maps, from the finest.
-        num_classes: how many scores a position gets.
-        channels: of every level.
-        pool_sizes: windows along each axis of every average.
-        dropout: probability to zero a channel before the classifier, in training.
+        in_channels (sequence of int): Of the maps, from the finest.
+        num_classes (int): How many scores a position gets.
+        channels (int): Of every level. Default: 512
+        pool_sizes (sequence of int): Windows along each axis of every average. Default: ``(1, 2, 3, 6)``
+        dropout (float): Probability to zero a channel before the classifier, in training. Default: 0.1
 
     Shape:
         A list of ``(B, in_channels[i], H[i], W[i])`` to ``(B, num_classes, H[0], W[0])``.
@@ -150,11 +151,11 @@ class FCNHead(_Head):
     """3x3 convolutions and a classifier on one map: the auxiliary head, for the loss alone.
 
     Args:
-        in_channels: of the map.
-        num_classes: how many scores a position gets.
-        channels: of the convolutions.
-        convolutions: how many there are.
-        dropout: probability to zero a channel before the classifier, in training.
+        in_channels (int): Of the map.
+        num_classes (int): How many scores a position gets.
+        channels (int): Of the convolutions. Default: 256
+        convolutions (int): How many there are. Default: 1
+        dropout (float): Probability to zero a channel before the classifier, in training. Default: 0.1
 
     Shape:
         ``(B, in_channels, H, W)`` to ``(B, num_classes, H, W)``.
@@ -184,8 +185,8 @@ class WindowAverages(nn.Module):
     The exporter to ONNX writes the example's windows into the file, and AOTInductor wants to know them.
 
     Args:
-        windows: along each axis. Window ``i`` of a map of length ``n`` begins at ``floor(i * n / windows)`` and ends
-            before ``ceil((i + 1) * n / windows)``.
+        windows (int): Along each axis. Window ``i`` of a map of length ``n`` begins at ``floor(i * n / windows)`` and
+            ends before ``ceil((i + 1) * n / windows)``.
 
     Shape:
         ``(B, C, H, W)`` to ``(B, C, windows, windows)``.

@@ -21,10 +21,11 @@ class Segmenter(nn.Module):
     """A RedNet, what refines its maps, and a head that scores the classes at every position.
 
     Args:
-        backbone: made with ``features_only=True``; a RedNet, whose stages and norms can be frozen.
-        head: takes the maps, or the neck's levels, and returns ``(B, num_classes, h, w)``.
-        neck: takes the backbone's maps and returns as many levels, or None.
-        auxiliary: takes the map of the last stage but one, in training alone, for a second loss; or None.
+        backbone (RedNet): Made with ``features_only=True``; a RedNet, whose stages and norms can be frozen.
+        head (nn.Module): Takes the maps, or the neck's levels, and returns ``(B, num_classes, h, w)``.
+        neck (nn.Module, optional): Takes the backbone's maps and returns as many levels, or None.
+        auxiliary (nn.Module, optional): Takes the map of the last stage but one, in training alone, for a second loss;
+            or None.
 
     Shape:
         ``(B, C, H, W)`` of any size to ``{"out": (B, num_classes, H, W)}``, scores before softmax, as of torchvision's
@@ -80,14 +81,16 @@ def semantic_fpn(
     2021, section 4.2. The defaults are the latter's for Cityscapes: 16.4 M parameters with RedNet-50.
 
     Args:
-        backbone: its name, such as ``"rednet50"``, or a RedNet made with ``features_only=True``.
-        num_classes: how many scores a pixel gets; 19 are Cityscapes'.
-        neck: ``"involution"`` or ``"convolution"``, of :class:`involution.models.FeaturePyramid`.
-        neck_channels: of the pyramid's levels.
-        channels: of their sum.
-        dropout: probability to zero a channel of the sum, in training.
-        weights_backbone: a file for the backbone, any that :func:`involution.models.load_checkpoint` reads.
-        **arguments: for the backbone by name: :class:`involution.models.RedNet`'s. The stem's involution is 7x7 unless
+        backbone (str or RedNet): Its name, such as ``"rednet50"``, or a RedNet made with ``features_only=True``.
+        num_classes (int): How many scores a pixel gets; 19 are Cityscapes'. Default: 19
+        neck (str): ``"involution"`` or ``"convolution"``, of :class:`involution.models.FeaturePyramid`. Default:
+            ``"involution"``
+        neck_channels (int): Of the pyramid's levels. Default: 256
+        channels (int): Of their sum. Default: 128
+        dropout (float): Probability to zero a channel of the sum, in training. Default: 0.1
+        weights_backbone (str or os.PathLike, optional): A file for the backbone, any that
+            :func:`involution.models.load_checkpoint` reads.
+        **arguments: For the backbone by name: :class:`involution.models.RedNet`'s. The stem's involution is 7x7 unless
             ``stem_kernel_size`` says otherwise, as in the official code, or the weights.
 
     Raises:
@@ -116,13 +119,13 @@ def upernet(
     section 4.2. 56.4 M parameters with RedNet-50. Training needs at least two images in a batch.
 
     Args:
-        backbone: as for :func:`semantic_fpn`.
-        num_classes: how many scores a pixel gets; 19 are Cityscapes'.
-        channels: inside the head.
-        auxiliary_channels: inside the auxiliary head; 0 for none.
-        dropout: probability to zero a channel before a classifier, in training.
-        weights_backbone: as for :func:`semantic_fpn`.
-        **arguments: as for :func:`semantic_fpn`.
+        backbone (str or RedNet): As for :func:`semantic_fpn`.
+        num_classes (int): How many scores a pixel gets; 19 are Cityscapes'. Default: 19
+        channels (int): Inside the head. Default: 512
+        auxiliary_channels (int): Inside the auxiliary head; 0 for none. Default: 256
+        dropout (float): Probability to zero a channel before a classifier, in training. Default: 0.1
+        weights_backbone (str or os.PathLike, optional): As for :func:`semantic_fpn`.
+        **arguments: As for :func:`semantic_fpn`.
 
     Raises:
         ValueError: an argument is out of range, or does not go with a backbone that is there already.
