@@ -35,12 +35,8 @@ from . import environment, results, timing
 from .cases import DTYPES, REDNET, Case, select
 
 MODES = ("forward", "training")
-CLOSE = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.05,
-    torch.float16: 0.05,
-}  # of the largest
+# How far results may be apart, as a share of the largest.
+CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 CACHES = 4  # times the size of the last cache that the inputs pass together
 
 

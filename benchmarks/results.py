@@ -178,9 +178,8 @@ def read(path: Path) -> dict[str, Any]:
     table = csv.DictReader(line for line in lines if not line.startswith("# "))
     rows = []
     for number, cells in enumerate(table):
-        if (
-            None in cells or None in cells.values()
-        ):  # so the csv module marks what there is too much or too little of
+        # So the csv module marks what there is too much or too little of.
+        if None in cells or None in cells.values():
             raise ValueError(f"Result {number} has another number of cells than the table has columns.")
         rows.append(_nested(cells))
     for name, kind in _COLUMNS.get(benchmark, {}).items():

@@ -85,9 +85,8 @@ def graphed(call: Call) -> Call:
     """The call as a CUDA graph, captured here; what is returned replays it, without the host's part."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(
-        stream
-    ):  # what a backward pass remembers of streams must not be of the default one
+    # What a backward pass remembers of streams must not be of the default one.
+    with torch.cuda.stream(stream):
         for _ in range(2):  # compiles, chooses algorithms, fills the allocator
             call()
     torch.cuda.current_stream().wait_stream(stream)

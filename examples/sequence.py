@@ -106,9 +106,8 @@ def response(model: nn.Module, known: Tensor) -> Tensor:
     """How the answer at each place depends on the recording around it: ``(LENGTH, 2*KERNEL - 1)``."""
     known = known[None].clone().requires_grad_()
     answer = model(known)[0, 0]
-    (jacobian,) = torch.autograd.grad(
-        answer, known, torch.eye(LENGTH), is_grads_batched=True
-    )  # (LENGTH, 1, 2, LENGTH)
+    # (LENGTH, 1, 2, LENGTH)
+    (jacobian,) = torch.autograd.grad(answer, known, torch.eye(LENGTH), is_grads_batched=True)
     rows = torch.nn.functional.pad(jacobian[:, 0, 0], (KERNEL - 1, KERNEL - 1))
     return torch.stack([rows[t, t : t + 2 * KERNEL - 1] for t in range(LENGTH)])
 

@@ -104,9 +104,9 @@ def train(options: Sequence[str] = (), resume: str | Path | None = None) -> ligh
     """Trains a network, or goes on with a run that was interrupted.
 
     Args:
-        options: those of the command line, such as ``["--trainer.max_epochs=1"]``.
-        resume: folder of the run to go on with, whose options hold where none are given; ``""`` is the newest. On the
-            same machine it gives the losses that it would have given without the interruption.
+        options (sequence of str): Those of the command line, such as ``["--trainer.max_epochs=1"]``. Default: ``()``
+        resume (str or Path, optional): Folder of the run to go on with, whose options hold where none are given; ``""``
+            is the newest. On the same machine it gives the losses that it would have given without the interruption.
 
     Returns:
         The trainer: ``callback_metrics`` has the last scores, ``checkpoint_callback.dirpath`` is the folder of the run.
@@ -136,10 +136,9 @@ def train(options: Sequence[str] = (), resume: str | Path | None = None) -> ligh
     threads = torch.get_num_threads()
     try:
         made = _Command(Task, ImageData, args=arguments, run=False, trainer_defaults=DEFAULTS, **CHOICES)
-        last = (
-            last if last and last.exists() else None
-        )  # interrupted before its first checkpoint, it begins again
-        made.trainer.fit(made.model, made.datamodule, ckpt_path=last, weights_only=True)
+        # Interrupted before its first checkpoint, a run begins again.
+        start = last if last and last.exists() else None
+        made.trainer.fit(made.model, made.datamodule, ckpt_path=start, weights_only=True)
         return made.trainer
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Optional packages that are missing or do not fit: one kind of error, with the command that helps."""
+"""Optional packages: imported by what needs them alone; if they are missing or do not fit, an error says what helps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+USES = {
+    "detection": ("involution.detection", "involution.detection"),
+    "train": ("Training", "involution.train"),
+}
 
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("extra", USES)
 @pytest.mark.parametrize("broken", ["missing", "unfit"])
-def test_torchvision(broken: str, tmp_path: Path) -> None:
+def test_torchvision_is_missing_or_does_not_fit(extra: str, broken: str, tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision-0.28.0.dist-info").mkdir()
     metadata = tmp_path / "torchvision-0.28.0.dist-info" / "METADATA"
@@ -21,15 +31,22 @@ def test_torchvision(broken: str, tmp_path: Path) -> None:
         if broken == "unfit"
         else "raise ModuleNotFoundError('', name='torchvision')"
     )
-    code = (
+    what, module = USES[extra]
+    printed = run(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "try:\n    import involution.detection\nexcept ImportError as error:\n    print(error)"
+        "import involution.training; involution.training.load_model  # which needs torch alone\n"
+        f"try:\n    import {module}\nexcept ImportError as error:\n    print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     if broken == "missing":
-        assert "involution.detection needs torchvision, which is not installed" in done.stdout
-        assert "pip install -e '.[detection]'" in done.stdout
+        assert f"{what} needs torchvision, which is not installed" in printed
+        assert f"pip install -e '.[{extra}]'" in printed
     else:
-        assert f"torchvision 0.28.0 does not work with torch {torch.__version__}" in done.stdout
-        assert "operator torchvision::nms does not exist" in done.stdout
-        assert "pip install --upgrade torch torchvision" in done.stdout
+        assert f"torchvision 0.28.0 does not work with torch {torch.__version__}" in printed
+        assert "operator torchvision::nms does not exist" in printed
+        assert "pip install --upgrade torch torchvision" in printed
+
+
+def test_nothing_but_training_imports_the_trainer() -> None:
+    libraries = ("lightning", "torchvision", "torchmetrics", "jsonargparse")
+    modules = "involution.models, involution.export, involution.training, involution.export.onnx"
+    assert run(f"import sys, {modules}\nprint([n for n in {libraries} if n in sys.modules])") == "[]\n"

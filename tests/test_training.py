@@ -365,37 +365,3 @@ def test_what_is_not_finite_stops(data, tmp_path, monkeypatch, bad):
     monkeypatch.setattr(Classification, "loss", spoiled)
     with pytest.raises(NonFiniteError, match=f"The {bad} .nan. is not finite at epoch 1, step 3. The learn"):
         train(words(data, tmp_path / "run"))
-
-
-@pytest.mark.parametrize("broken", ["missing", "unfit"])
-def test_torchvision_that_is_missing_or_does_not_fit(tmp_path, broken):
-    module = tmp_path / "torchvision" / "__init__.py"
-    info = tmp_path / "torchvision-0.28.0.dist-info" / "METADATA"
-    fault, messages = {
-        "missing": (
-            "ModuleNotFoundError('', name='torchvision')",
-            ["Training needs torchvision, which is not inst"],
-        ),
-        "unfit": (
-            "RuntimeError('operator torchvision::nms does not exist')",
-            [
-                f"torchvision 0.28.0 does not work with torch {torch.__version__}",
-                "install --upgrade torch torchv",
-            ],
-        ),
-    }[broken]
-    for file, text in ((info, "Name: torchvision\nVersion: 0.28.0\n"), (module, f"raise {fault}")):
-        file.parent.mkdir()
-        file.write_text(text)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import involution.training as t; t.load_model; t.Digits"
-    done = process("-c", code)
-    assert done.returncode == 1 and all(message in done.stderr for message in messages)
-
-
-def test_nothing_else_imports_the_trainer():
-    command = (
-        "import sys, involution.models, involution.export, involution.training, involution.export.onnx\n"
-    )
-    libraries = ("lightning", "torchvision", "torchmetrics", "jsonargparse")
-    command += f"print([n for n in {libraries} if n in sys.modules])"
-    assert process("-c", command).stdout == "[]\n"

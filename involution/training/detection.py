@@ -17,18 +17,7 @@ from .task import Task
 EXAMPLES = 8  # images in the picture
 LEAST = 0.5  # score of what is drawn there
 LOGGED = {"map": 0, "map_50": 1, "map_75": 2, "mar_100": 8}  # of COCO's twelve numbers, by their position
-COLOURS = [
-    "red",
-    "orange",
-    "gold",
-    "lime",
-    "cyan",
-    "deepskyblue",
-    "blue",
-    "magenta",
-    "pink",
-    "brown",
-]  # by label
+COLOURS = "red orange gold lime cyan deepskyblue blue magenta pink brown".split()  # by label
 KINDS = {"bbox": "val_", "segm": "val_segm_"}
 
 

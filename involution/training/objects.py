@@ -269,9 +269,7 @@ class Voc(ObjectData):
                 ends = [float(each.findtext(f"bndbox/{end}", "")) for end in ("xmin", "ymin", "xmax", "ymax")]
                 labels.append(self.classes.index(each.findtext("name", "")) + 1)
                 crowds.append(each.findtext("difficult") == "1")
-                boxes.append(
-                    [ends[0] - 1, ends[1] - 1, *ends[2:]]
-                )  # they count from 1, the last pixel included
+                boxes.append([ends[0] - 1, ends[1] - 1, *ends[2:]])  # from 1, the last pixel included
         except (OSError, ValueError, ElementTree.ParseError) as error:
             raise BadImageError(f"{file}, object {len(boxes) + 1}: {error}") from error
         areas = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]

@@ -100,9 +100,8 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
     """Draws whatever has a training or a test value, and the learning rate, over the epochs."""
-    kinds: dict[str, list[str]] = {
-        "lr": ["lr"]
-    }  # train_loss and val_loss share axes, and so do val_map and val_map_50
+    # train_loss and val_loss share axes, and so do val_map and val_map_50.
+    kinds: dict[str, list[str]] = {"lr": ["lr"]}
     for name in rows[-1]:
         if name.startswith(("train_", "val_")):
             kinds.setdefault(name.split("_")[1], []).append(name)

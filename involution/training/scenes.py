@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .._extras import needed_by
+from .data import ImageData
 from .libraries import pycocotools, torchvision
 from .objects import ObjectData, tensors
 from .pixels import PixelData
@@ -113,8 +114,8 @@ def _drawn(part: str, index: int) -> tuple[torch.Tensor, Scene]:
     return tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()), scene
 
 
-class Scenes(ObjectData):
-    """Scenes of digits, with their boxes and masks. In training they are new in each epoch; tests are the same always.
+class _Drawn(ImageData):
+    """Scenes of digits. In training they are new in each epoch; tests are the same always.
 
     Args:
         train: number of training scenes in an epoch.
@@ -126,12 +127,19 @@ class Scenes(ObjectData):
     size = (SIZE, SIZE)
 
     def __init__(self, train: int = 400, test: int = 150, mirror: bool = False, **common: Any) -> None:
-        super().__init__(mirror=mirror, **common)
+        super().__init__(mirror=mirror, **common)  # type: ignore[call-arg]  # of the class beside it
         self.counts = {"train": train, "test": test}
-        self.classes, self.category_ids = list(DIGITS), list(range(1, 11))
 
     def samples(self, part: str) -> Any:
         return [(part, index) for index in range(self.counts[part])]
+
+
+class Scenes(_Drawn, ObjectData):
+    """Scenes of digits, with their boxes and masks."""
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        self.classes, self.category_ids = list(DIGITS), list(range(1, 11))
 
     def read(self, file: str, source: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         image, (_, labels, masks) = _drawn(file, source)
@@ -139,25 +147,12 @@ class Scenes(ObjectData):
         return image, self.objects(image, source, tight_boxes(masks), labels, crowds, areas, shown)
 
 
-class SceneMaps(PixelData):
-    """The same scenes with a class for each pixel: the digit, or background.
+class SceneMaps(_Drawn, PixelData):
+    """The same scenes with a class for each pixel: the digit, or background."""
 
-    Args:
-        train: number of training scenes in an epoch.
-        test: number of test scenes.
-        mirror: mirror half of the training images, which makes other signs of digits.
-    """
-
-    in_memory = True
-    size = (SIZE, SIZE)
-
-    def __init__(self, train: int = 400, test: int = 150, mirror: bool = False, **common: Any) -> None:
-        super().__init__(mirror=mirror, **common)
-        self.counts = {"train": train, "test": test}
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
         self.classes = ["background", *DIGITS]
-
-    def samples(self, part: str) -> Any:
-        return [(part, index) for index in range(self.counts[part])]
 
     def read(self, file: str, source: Any) -> tuple[torch.Tensor, torch.Tensor]:
         image, (_, labels, masks) = _drawn(file, source)

@@ -91,9 +91,8 @@ class Segmentation(Task):
         if not counts.any():
             raise DataError("No test image can be read, or none has a class.")
         right = counts.diagonal()
-        self.ious = right / (
-            counts.sum(0) + counts.sum(1) - right
-        )  # NaN where a class is neither there nor found
+        # NaN where a class is neither there nor found.
+        self.ious = right / (counts.sum(0) + counts.sum(1) - right)
         accuracy = right.sum() / counts.sum()
         return {"val_loss": loss, "val_miou": self.ious.nanmean(), "val_pixel_accuracy": accuracy}
 
@@ -104,19 +103,12 @@ class Segmentation(Task):
         for row, (image, truth, found) in zip(rows, self.drawn, strict=True):
             known = (truth != IGNORED).cpu()
             picture = (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0)
-            shown = (
-                picture,
-                truth.cpu().where(known, torch.nan),
-                found.cpu(),
-                ((truth != found).cpu() & known),
-            )
-            for axes, name, values in zip(row, ("image", "truth", "found", "errors"), shown, strict=True):
-                colours = (
-                    {"cmap": "gray", "vmax": 1}
-                    if name == "errors"
-                    else {"cmap": "tab20", "vmax": len(self.ious)}
-                )
-                axes.imshow(values.numpy(), vmin=0, interpolation="nearest", **colours)
+            truth, found = truth.cpu(), found.cpu()
+            shown = {"image": picture, "truth": truth.where(known, torch.nan), "found": found}
+            shown["errors"] = (truth != found) & known
+            for axes, (name, values) in zip(row, shown.items(), strict=True):
+                colours, most = ("gray", 1) if name == "errors" else ("tab20", len(self.ious))
+                axes.imshow(values.numpy(), colours, vmin=0, vmax=most, interpolation="nearest")
                 axes.set(title=name, xticks=[], yticks=[])
         save_figure(figure, folder / "examples.png")
         lines = [f"examples: {folder / 'examples.png'}", "Intersection over union:"]

@@ -158,9 +158,8 @@ class Task(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        if (
-            getattr(self.trainer.precision_plugin, "scaler", None) is None
-        ):  # which leaves out such steps itself
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not scaled:  # a scaler leaves out such steps itself
             self._stop_unless_finite(norm, "norm of the gradient")
         if torch.isfinite(norm):
             self.means["grad_norm"].update(norm)
