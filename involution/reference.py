@@ -119,8 +119,8 @@ def involution_transpose(
         weight (Tensor): ``(B, G, *K, *Out)``, with ``C`` divisible by ``G``.
         output_size (sequence of int): The spatial size ``In`` of the result.
         stride (sequence of int): That of the involution which this transposes, one integer per axis.
-        padding (sequence of int): Likewise.
-        dilation (sequence of int): Likewise.
+        padding (sequence of int): That involution's padding.
+        dilation (sequence of int): That involution's dilation.
 
     Returns:
         ``(B, C, *In)``.

@@ -20,7 +20,7 @@ class RedNetFPN(nn.Module):
 
     Args:
         body (RedNet): Made with ``features_only=True``.
-        out_channels (int): Of every level. Default: 256
+        out_channels (int): Channels of every level. Default: 256
         neck (str): ``"convolution"`` or ``"involution"``: the layer behind each level of the pyramid. Default:
             ``"involution"``
         extra (str): ``"pool"`` for one more level, named ``"pool"``, as in Faster R-CNN; ``"convolution"`` for two,
@@ -28,7 +28,7 @@ class RedNetFPN(nn.Module):
             Default: ``"pool"``
 
     Attributes:
-        out_channels: of every level, which torchvision's detectors read.
+        out_channels: channels of every level, which torchvision's detectors read.
         strides: pixels of the image for one position, of every level.
 
     Shape:
@@ -77,10 +77,10 @@ def rednet_fpn_backbone(
     Args:
         name (str): One of :func:`involution.models.list_models`.
         neck (str): As for :class:`RedNetFPN`. Default: ``"involution"``
-        out_channels (int): As there. Default: 256
+        out_channels (int): Channels of every level. Default: 256
         returned_layers (sequence of int, optional): The stages, counted from 1, whose maps go into the pyramid; by
             default all.
-        extra (str): As there. Default: ``"pool"``
+        extra (str): As for :class:`RedNetFPN`. Default: ``"pool"``
         weights (str or os.PathLike, optional): A file that :func:`involution.models.load_checkpoint` reads, of a
             classifier, backbone or detector, whose stem's size is taken. The norms' statistics are then fixed, and
             their scale and shift train.
@@ -88,7 +88,7 @@ def rednet_fpn_backbone(
             fixed. For a network of four stages, 5 is everything and 3 fixes stem and first stage, the official
             ``frozen_stages=1``. By default as in torchvision 3 with ``weights`` (two less than everything) and
             everything without.
-        stem_kernel_size (int): Of the stem's involution, 7 in the published detectors. Default: 7
+        stem_kernel_size (int): Kernel size of the stem's involution, 7 in the published detectors. Default: 7
         **arguments: Further ones for :class:`involution.models.RedNet`.
 
     Raises:

@@ -79,7 +79,7 @@ class RoIAlignPyramid(MultiScaleRoIAlign):
     the first batch and keeps them; here they are given.
 
     Args:
-        strides (sequence of int): Of the levels that are read, from the finest, each twice the one before it.
+        strides (sequence of int): Strides of the levels that are read, from the finest, each twice the one before it.
         output_size (int): Positions along each side.
         sampling_ratio (int): Points along each side of a position that are averaged; 0 for about one for each of the
             map's. Default: 0
@@ -167,8 +167,8 @@ class InvolutionRPNHead(RPNHead):
     Source: Li et al., CVPR 2021, section 4.2.
 
     Args:
-        in_channels (int): Of each level.
-        num_anchors (int): At each position.
+        in_channels (int): Channels of each level.
+        num_anchors (int): Anchors at each position.
 
     Shape:
         Levels ``(B, in_channels, h, w)`` to scores ``(B, num_anchors, h, w)`` and box codes ``(B, 4 * num_anchors, h,
@@ -186,8 +186,8 @@ class InvolutionMaskHeads(nn.Sequential):
     Source: Li et al., CVPR 2021, section 4.2.
 
     Args:
-        channels (int): Of a region's map.
-        depth (int): How many. Default: 4
+        channels (int): Channels of a region's map.
+        depth (int): How many layers there are. Default: 4
 
     Shape:
         ``(N, channels, h, w)`` to the same. ``N`` may be 0.

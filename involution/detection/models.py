@@ -68,7 +68,7 @@ class FasterRCNN(_Detector, torchvision_detection.FasterRCNN):
     """torchvision's Faster R-CNN around a RedNet, with the official anchors, RoIAlign and, if chosen, involution head.
 
     Args:
-        backbone (RedNetFPN): Of :func:`rednet_fpn_backbone`.
+        backbone (RedNetFPN): What :func:`rednet_fpn_backbone` returns.
         num_classes (int, optional): With the background, which is class 0; None where a ``box_predictor`` is given.
         head (str): ``"convolution"`` or ``"involution"``: the 3x3 layer of the region proposal network. Default:
             ``"involution"``
@@ -133,7 +133,8 @@ class RetinaNet(_Detector, torchvision_detection.RetinaNet):
     ``num_classes`` counts the background, which has no output.
 
     Args:
-        backbone (RedNetFPN): Of :func:`rednet_fpn_backbone`, with ``extra="convolution"`` and without the finest map.
+        backbone (RedNetFPN): What :func:`rednet_fpn_backbone` returns with ``extra="convolution"`` and without the
+            finest map.
         num_classes (int): With the background.
         head (str): ``"convolution"``, as published, or ``"involution"``: the four layers before each predictor.
             Default: ``"convolution"``

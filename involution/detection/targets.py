@@ -68,9 +68,9 @@ def check_targets(
         targets (sequence, optional): For each image ``boxes (N, 4)`` as ``(x1, y1, x2, y2)`` in pixels, float, and
             ``labels (N,)``, int64, from 1; perhaps ``masks (N, H, W)``. ``N`` may be 0.
         num_classes (int, optional): With the background, which is 0, so that labels are below it; None for any.
-        channels (int, optional): As there.
+        channels (int, optional): As for :func:`check_images`.
         masks (bool): Whether there must be masks. Default: False
-        names (sequence of str, optional): As there.
+        names (sequence of str, optional): As for :func:`check_images`.
 
     Raises:
         ValueError: something is missing, of another shape or number, not finite, or out of range.

@@ -22,7 +22,7 @@ class Report(NamedTuple):
     Attributes:
         name: ``"eager"`` or the format.
         path: the file, or None for the model in Python.
-        size: of the file in bytes, or None.
+        size: size of the file in bytes, or None.
         accuracy: share of the images whose highest score is the right class's, from 0 to 1, or None without labels.
         difference: the largest absolute difference of a score from the eager model's.
         latency: median time of one run in seconds, by batch size.

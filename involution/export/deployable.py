@@ -15,7 +15,7 @@ class Deployable(nn.Module):
     Args:
         model (nn.Module): Takes normalised images ``(B, channels, *space)`` and returns one tensor, or a segmenter's
             scores by the name ``"out"``.
-        mean (sequence of float): Of each channel, of values from 0 to 1.
+        mean (sequence of float): Mean of each channel, for values from 0 to 1.
         std (sequence of float): Standard deviation of each channel.
         dtype (dtype): What the model computes in. Images and results are float32, whatever it is. Default:
             ``torch.float32``

@@ -24,7 +24,7 @@ def deployable(
     """The model of a checkpoint with its normalisation inside, in ``eval()`` and on the CPU, and what is known of it.
 
     Args:
-        checkpoint (str or os.PathLike): Of ``involution.train``.
+        checkpoint (str or os.PathLike): A checkpoint of ``involution.train``.
         dtype (str): What it computes in. Default: ``"float32"``
 
     Returns:
@@ -60,14 +60,14 @@ def export_checkpoint(
     version that wrote the file.
 
     Args:
-        checkpoint (str or os.PathLike): Of ``involution.train``.
+        checkpoint (str or os.PathLike): A checkpoint of ``involution.train``.
         format (str): ``"pt2"``, ``"aoti"`` or ``"onnx"``. Default: ``"pt2"``
         output (str or os.PathLike, optional): The file to write, by default beside the checkpoint, with its name
             and the format's suffix.
         dtype (str): What the model computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Default: ``"float32"``
         device (str): ``"cpu"`` or ``"cuda"``, where a ``pt2`` or ``aoti`` file runs; an ``onnx`` file is made on the
             CPU. Default: ``"cpu"``
-        opset_version (int, optional): Of an ONNX file's operators; see :func:`involution.export.onnx.export`.
+        opset_version (int, optional): Opset version of an ONNX file; see :func:`involution.export.onnx.export`.
 
     Returns:
         The file's path.

@@ -22,7 +22,7 @@ class BlockAverage(nn.Module):
     decision and AOTInductor does not. Half types work on the CPU too, for which torch has no ``avg_pool3d``.
 
     Args:
-        size (tuple of int): Of a block, along each axis.
+        size (tuple of int): Size of a block along each axis.
     """
 
     def __init__(self, size: Sequence[int]) -> None:

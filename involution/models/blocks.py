@@ -33,7 +33,7 @@ class DropPath(nn.Module):
     Networks with Stochastic Depth", ECCV 2016, in the form that divides in training).
 
     Args:
-        probability (float): Of being left out, at least 0 and less than 1.
+        probability (float): Probability to be left out, at least 0 and less than 1.
     """
 
     def __init__(self, probability: float) -> None:
@@ -69,7 +69,7 @@ class Stem(nn.Module):
     Args:
         in_channels (int): Channels of the image.
         channels (int): Channels of the result; half as many before the last convolution.
-        kernel_size (int): Of the involution.
+        kernel_size (int): Kernel size of the involution.
         downsampling (bool): Whether the first convolution and the max pool have stride 2. Without it there is no pool,
             and the size is kept.
         group_channels (int): Channels that share a kernel.
@@ -157,9 +157,9 @@ class Bottleneck(nn.Module):
         inputs (int): Channels of the input.
         width (int): Channels of the involution.
         outputs (int): Channels of the output.
-        stride (int): Of the involution and of the shortcut.
-        dilation (int): Of the involution.
-        kernel_size (int): Of the involution.
+        stride (int): Stride of the involution and of the shortcut.
+        dilation (int): Dilation of the involution.
+        kernel_size (int): Kernel size of the involution.
         group_channels (int): Channels that share a kernel.
         drop_path (float): Probability to leave out the branch, in training.
         norm (Norm): Makes a normalisation from its number of channels.

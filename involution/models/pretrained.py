@@ -43,7 +43,7 @@ class LoadReport:
         official: whether it had the official names.
         loaded: the number of tensors that went into the network.
         left_out: tensors of the file that the network has no place for, or none that was asked for.
-        stem_kernel_size: of the stem's involution, as the file has it.
+        stem_kernel_size: kernel size of the stem's involution, as the file has it.
         stem_changed: whether the network had another one, which was replaced.
     """
 

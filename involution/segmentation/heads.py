@@ -47,11 +47,11 @@ class SemanticFPNHead(_Head):
     Networks", CVPR 2019, section 3.1, with batch norm).
 
     Args:
-        in_channels (int): Of every level.
+        in_channels (int): Channels of every level.
         strides (sequence of int): Pixels of the image for one position of each level, from the finest: powers of two
             times the first.
         num_classes (int): How many scores a position gets.
-        channels (int): Of the sum. Default: 128
+        channels (int): Channels of the sum. Default: 128
         dropout (float): Probability to zero a channel before the classifier, in training. Default: 0.1
 
     Shape:
@@ -103,9 +103,9 @@ class UPerHead(_Head):
     batch norm behind the 1x1 average needs at least two images.
 
     Args:
-        in_channels (sequence of int): Of the maps, from the finest.
+        in_channels (sequence of int): Channels of the maps, from the finest.
         num_classes (int): How many scores a position gets.
-        channels (int): Of every level. Default: 512
+        channels (int): Channels of every level. Default: 512
         pool_sizes (sequence of int): Windows along each axis of every average. Default: ``(1, 2, 3, 6)``
         dropout (float): Probability to zero a channel before the classifier, in training. Default: 0.1
 
@@ -151,9 +151,9 @@ class FCNHead(_Head):
     """3x3 convolutions and a classifier on one map: the auxiliary head, for the loss alone.
 
     Args:
-        in_channels (int): Of the map.
+        in_channels (int): Channels of the map.
         num_classes (int): How many scores a position gets.
-        channels (int): Of the convolutions. Default: 256
+        channels (int): Channels of the convolutions. Default: 256
         convolutions (int): How many there are. Default: 1
         dropout (float): Probability to zero a channel before the classifier, in training. Default: 0.1
 
@@ -185,8 +185,8 @@ class WindowAverages(nn.Module):
     The exporter to ONNX writes the example's windows into the file, and AOTInductor wants to know them.
 
     Args:
-        windows (int): Along each axis. Window ``i`` of a map of length ``n`` begins at ``floor(i * n / windows)`` and
-            ends before ``ceil((i + 1) * n / windows)``.
+        windows (int): How many windows there are along each axis. Window ``i`` of a map of length ``n`` begins at
+            ``floor(i * n / windows)`` and ends before ``ceil((i + 1) * n / windows)``.
 
     Shape:
         ``(B, C, H, W)`` to ``(B, C, windows, windows)``.

@@ -85,8 +85,8 @@ def semantic_fpn(
         num_classes (int): How many scores a pixel gets; 19 are Cityscapes'. Default: 19
         neck (str): ``"involution"`` or ``"convolution"``, of :class:`involution.models.FeaturePyramid`. Default:
             ``"involution"``
-        neck_channels (int): Of the pyramid's levels. Default: 256
-        channels (int): Of their sum. Default: 128
+        neck_channels (int): Channels of the pyramid's levels. Default: 256
+        channels (int): Channels of their sum. Default: 128
         dropout (float): Probability to zero a channel of the sum, in training. Default: 0.1
         weights_backbone (str or os.PathLike, optional): A file for the backbone, any that
             :func:`involution.models.load_checkpoint` reads.
@@ -121,8 +121,8 @@ def upernet(
     Args:
         backbone (str or RedNet): As for :func:`semantic_fpn`.
         num_classes (int): How many scores a pixel gets; 19 are Cityscapes'. Default: 19
-        channels (int): Inside the head. Default: 512
-        auxiliary_channels (int): Inside the auxiliary head; 0 for none. Default: 256
+        channels (int): Channels inside the head. Default: 512
+        auxiliary_channels (int): Channels inside the auxiliary head; 0 leaves it out. Default: 256
         dropout (float): Probability to zero a channel before a classifier, in training. Default: 0.1
         weights_backbone (str or os.PathLike, optional): As for :func:`semantic_fpn`.
         **arguments: As for :func:`semantic_fpn`.

@@ -48,9 +48,9 @@ def coco_scores(
     """Compares detections with the truth.
 
     Args:
-        truth: of each image, from :func:`recorded`.
+        truth: what is in each image, from :func:`recorded`.
         found: detections of the same images.
-        category_ids: of the labels from 1 on.
+        category_ids: the ids of the labels from 1 on.
         kind: ``"bbox"`` or ``"segm"``.
 
     Returns:

@@ -28,7 +28,7 @@ class ImageData(lightning.LightningDataModule):
         batch_size: images in a batch, over all processes together.
         workers: processes that load images; unless given, none for images in memory, else one for each core, up to 8.
         on_bad_image: stop at an image that cannot be read, or skip it; training then takes the next one instead.
-        seed: of the order of the images and of their random changes.
+        seed: seed of the order of the images and of their random changes.
     """
 
     in_memory: ClassVar[bool] = True

@@ -241,7 +241,7 @@ class Voc(ObjectData):
 
     Args:
         path: the folder that ``VOCdevkit`` is in.
-        year: of the challenge, from 2007 to 2012.
+        year: year of the challenge, from 2007 to 2012.
         train: the list of training images.
         val: that of test images.
     """

@@ -26,8 +26,8 @@ class Segmentation(Task):
     Args:
         data: what the data is (``ImageData.description``).
         auxiliary: weight of the loss of an auxiliary head, where the network has one.
-        class_weights: of the loss in training, one for each class, in their order; all 1 unless given. A class that
-            covers almost everything hides the others' part of the loss.
+        class_weights: weights of the loss in training, one for each class, in their order; all 1 unless given. A class
+            that covers almost everything hides the others' part of the loss.
 
     Raises:
         DataError: there are not as many weights as classes, or one is negative.

@@ -42,14 +42,14 @@ class Task(lightning.LightningModule):
         network_arguments: more arguments of the network, such as drop_path.
         optimizer: class of torch.optim with its arguments; lr is the learning rate at its peak. Another class keeps lr
             and weight_decay of the default where none are given.
-        schedule: of the learning rate: cosine, steps or polynomial.
+        schedule: schedule of the learning rate: cosine, steps or polynomial.
         milestones: epochs after which "steps" divides it by 10.
         warmup_epochs: epochs in which the learning rate rises to the schedule, at most a quarter of all.
         warmup_factor: what it begins with, as a share above 0.
         decay_all: let weight decay pull at biases and norms, too, which only lose their scale by it.
         channels_last: store images and weights as channels_last.
         compile: compile the network by torch.compile.
-        seed: of what is random in a step, such as dropout.
+        seed: seed of what is random in a step, such as dropout.
     """
 
     monitor: ClassVar[tuple[str, str]]  # the score by which the best checkpoint is chosen, and "max" or "min"
