@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,9 @@ from torch import Tensor
 OPERATIONS = ("involution", "involution_transpose", "local_correlation")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last", "contiguous", "channels_last", "sliced", "expanded", "misaligned")
+
+# Of random problems, a run that repeats the tests on another backend takes one in so many.
+ONE_IN = int(os.environ.get("INVOLUTION_TESTS_ONE_IN", "1"))
 
 # The error that is right nowhere, whatever plain PyTorch makes of it: a share of the largest magnitude.
 CEILING = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}

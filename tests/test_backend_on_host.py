@@ -38,7 +38,11 @@ def test_the_operators_tests_pass_on_the_backend(selection: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "backend_on_host", "-p", "no:cacheprovider"]
     run = subprocess.run(
         [*command, str(host_build.ROOT / "tests" / file), *options],
-        env={**environment, "PYTHONPATH": os.pathsep.join([str(host_build.ROOT / "tests"), *sys.path])},
+        env={
+            **environment,
+            "INVOLUTION_TESTS_ONE_IN": "3",
+            "PYTHONPATH": os.pathsep.join([str(host_build.ROOT / "tests"), *sys.path]),
+        },
         cwd=host_build.ROOT,
         capture_output=True,
         text=True,

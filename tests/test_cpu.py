@@ -184,7 +184,7 @@ def rerun(selection: str, plugin: str | None = None, **environment: str) -> None
     folders = os.pathsep.join([str(ROOT / "tests"), *sys.path])
     run = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": folders, **environment},
+        env={**os.environ, "PYTHONPATH": folders, "INVOLUTION_TESTS_ONE_IN": "3", **environment},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -195,12 +195,12 @@ def rerun(selection: str, plugin: str | None = None, **environment: str) -> None
 
 
 @native
-@pytest.mark.parametrize(
-    "selection", ["test_operations.py", "test_cpu.py -k (geometries or half_value) and not sanitizers"]
-)
 @pytest.mark.parametrize("capability", AVAILABLE[:-1])
-def test_the_operators_tests_pass_on_every_instruction_set(capability: str, selection: str) -> None:
+def test_the_operators_tests_pass_on_every_instruction_set(capability: str) -> None:
     """The best one runs in this process."""
+    selection = (
+        "test_operations.py test_cpu.py -k test_operations or ((geometries or half_value) and not sanitizers)"
+    )
     rerun(selection, INVOLUTION_CPU_CAPABILITY=capability)
 
 
@@ -208,12 +208,11 @@ def test_the_operators_tests_pass_on_every_instruction_set(capability: str, sele
 @pytest.mark.parametrize(
     "selection",
     [
-        "test_operations.py test_bad_input.py",
-        "test_gradients.py -k not 3 and not gradgradcheck[2",
-        "test_compile.py -k opcheck or meta or transforms",
-        "test_autocast.py -k not training and not compile",
+        "test_operations.py test_bad_input.py test_gradients.py "
+        "-k not test_gradients or (not 3 and not gradgradcheck[2)",
         "test_fused_operator.py test_fused_derivatives.py -k not compile_it and not gradgradcheck and not definition",
-        "test_tracing.py -k operations",
+        "test_compile.py test_autocast.py test_tracing.py -k (test_compile and (opcheck or meta or transforms)) or "
+        "(test_tracing and operations) or (test_autocast and not training and not compile)",
     ],
 )
 def test_the_operators_tests_pass_without_the_extension(selection: str) -> None:

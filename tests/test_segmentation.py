@@ -323,7 +323,11 @@ def test_fused_is_the_same_function(kind):
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
 @pytest.mark.parametrize("kind", ["involution", "upernet"])
 def test_files_give_the_scores_of_every_size(tmp_path: Path, kind: str, format: str) -> None:
-    """Also odd ones, and those with more positions than the example; as near to float64 as the model itself."""
+    """Also odd ones, and those with more positions than the example; as near to float64 as the model itself.
+
+    How near that is depends on the order of the sums, which a runtime of its own chooses: the yardstick is the farthest
+    of three, those of oneDNN, of channels_last storage, and of torch's own convolutions.
+    """
     if format == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(name, reason="the extra 'onnx' is not installed")
@@ -334,9 +338,13 @@ def test_files_give_the_scores_of_every_size(tmp_path: Path, kind: str, format: 
     for size in ((1, 64, 96), (2, 97, 65), (1, 33, 200)):
         x = torch.randn(size[0], 3, *size[1:])
         with torch.no_grad():
-            exact, eager = precise(x.double())["out"], model(x)["out"]
+            exact, results = precise(x.double())["out"], [model(x)["out"]]
+            results.append(model(x.contiguous(memory_format=torch.channels_last))["out"])
+            with torch.backends.mkldnn.flags(enabled=False):
+                results.append(model(x)["out"])
         # These numbers grow with a high power of the image's, so float32 loses some digits in eager mode as well.
-        allowed, largest = (eager.double() - exact).abs().max(), exact.abs().max()
+        allowed = max((result.double() - exact).abs().max() for result in results)
+        largest = exact.abs().max()
         assert allowed <= 1e-3 * largest
         assert (run(x).double() - exact).abs().max() <= 2 * allowed + 1e-6 * largest
 
