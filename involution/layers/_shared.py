@@ -43,9 +43,9 @@ def has_hooks(module: nn.Module) -> bool:
 
 def is_plain_convolution(module: Any) -> bool:
     """Whether a module is a convolution and nothing else: torch's own code, on its own weight, unwatched."""
-    kind: Any = next((kind for kind in CONVOLUTIONS.values() if isinstance(module, kind)), None)
+    kinds: list[Any] = [kind for kind in CONVOLUTIONS.values() if isinstance(module, kind)]
     # By what it runs, not by its type, for which torch.export has stand-ins.
-    if kind is None or type(module).forward is not kind.forward:
+    if not kinds or type(module).forward is not kinds[0].forward:
         return False
     return "weight" in module._parameters and not has_hooks(module)  # a parametrisation takes the weight out
 

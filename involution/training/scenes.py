@@ -124,7 +124,7 @@ class _Drawn(ImageData):
     """
 
     in_memory = True
-    size = (SIZE, SIZE)
+    size: tuple[int, ...] = (SIZE, SIZE)
 
     def __init__(self, train: int = 400, test: int = 150, mirror: bool = False, **common: Any) -> None:
         super().__init__(mirror=mirror, **common)  # type: ignore[call-arg]  # of the class beside it
