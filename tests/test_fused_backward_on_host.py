@@ -112,13 +112,17 @@ def test_every_kernel(
     check(runner, layer, reduced, GPUS[gpu])
 
 
-def test_a_block_marches_down_rows_and_images(runner: FusedBackwardRunner) -> None:
-    """All rings turn several times; strips, chunks and images that a block does not share with others, too."""
-    layer = Layer(3, 2, 16, 22, 33, 7, torch.bfloat16)
-    of_input, _, of_weight = check(runner, layer, limits=GPUS[1])
+def test_a_block_marches_down_rows_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rings turn several times."""
+    monkeypatch.setenv("INVOLUTION_CUDA_PLAN", "chunks=1 images=3")
+    with FusedBackwardRunner() as runner:
+        of_input, _, of_weight = check(runner, Layer(3, 2, 16, 22, 19, 7, torch.bfloat16))
     assert "1 chunks of 24 rows" in of_input
     assert "1 chunks of 24 rows, 3 images" in of_weight
-    for plan in check(runner, replace(layer, batch=1, width=70, height=9)):
+
+
+def test_blocks_share_a_map(runner: FusedBackwardRunner) -> None:
+    for plan in check(runner, Layer(1, 2, 16, 9, 70, 7, torch.bfloat16)):
         assert ", 1 strips" not in plan
 
 

@@ -13,11 +13,10 @@ pytestmark = pytest.mark.gpu
 EACH_HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 
 
-@pytest.fixture(params=["1", "0"], ids=["backward kernels", "composed"], autouse=True)
-def backward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=["1", "0"], ids=["backward kernels", "composed"])
+def backward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether gradients take kernels of their own, where there are any."""
     monkeypatch.setenv(_fused.BACKWARD_VARIABLE, request.param)
-    return request.param
 
 
 def layers(
@@ -40,7 +39,7 @@ def image(channels: int, size: tuple[int, int], dtype: torch.dtype, batch: int =
 
 @EACH_HALF
 @pytest.mark.parametrize("stride", [1, 2])
-def test_layers_agree(stride: int, dtype: torch.dtype) -> None:
+def test_layers_agree(stride: int, dtype: torch.dtype, backward: None) -> None:
     """Output and all gradients, within the rounding of the type."""
     fused, plain = layers(64, 7, stride, dtype)
     x = image(64, (29, 30), dtype)
@@ -84,8 +83,8 @@ def test_the_backward_kernels_take_less_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("channels", [64, 128, 256, 512])
-def test_a_training_step_in_a_graph(channels: int) -> None:
-    """On RedNet's maps; replayed, it gives the same bits."""
+def test_a_training_step_in_a_graph(channels: int, backward: None) -> None:
+    """On RedNet's maps: replayed, it gives the same gradients."""
     layer = layers(channels, 7, 1, torch.bfloat16)[0]
     x = image(channels, (3584 // channels,) * 2, torch.bfloat16, batch=4).requires_grad_()
     wanted = (x, *layer.parameters())

@@ -33,12 +33,13 @@ class Search {
   // False where no block fits.
   bool run() {
     const FusedBackwardMarch m = plan_.march;
-    int forced_runs = 0, forced_chunks = 0;
+    int forced_runs = 0, forced_chunks = 0, forced_images = 0;
+    const bool several_images = plan_.gradient == FusedGradient::kWeight;  // as there is a sum over them
     for_each_forced([&](const std::string& name, int value) {
       if (name == "runs") forced_runs = value;
       if (name == "chunks") forced_chunks = value;
+      if (name == "images" && several_images) forced_images = value;
     });
-    const bool several_images = plan_.gradient == FusedGradient::kWeight;  // as there is a sum over them
     double least = 0;
     bool found = false;
     const int needed = ceil_div(m.width, block_.tile_columns);
@@ -47,6 +48,7 @@ class Search {
       for (int chunks = 1; chunks <= ceil_div(m.height, kFusedTileRows); ++chunks) {
         if (forced_chunks > 0 && chunks != forced_chunks) continue;
         for (int images = 1; images <= (several_images && chunks == 1 ? m.batch : 1); ++images) {
+          if (forced_images > 0 && images != forced_images) continue;
           if (images > 1 && ceil_div(m.batch, images) == ceil_div(m.batch, images - 1)) continue;
           const FusedBackwardPlan candidate = cut(runs, chunks, images);
           if (candidate.march.chunks != chunks) continue;  // the rows do not come out at so many
@@ -100,36 +102,40 @@ class Search {
     return plan;
   }
 
-  // Instructions as they were counted in the compiled loops.
+  // Instructions as they are in the compiled loops: those of a warp for 32 positions of a group, 20 to copy
+  // 32 pieces of 16 bytes, and 37 of every warp to go on to the next four rows that are copied.
   double cost_of(const FusedBackwardPlan& plan) const {
     const FusedBackwardMarch& m = plan.march;
     const double columns = m.runs * block_.tile_columns, rows = m.chunk_rows, steps = plan.steps;
-    const double pixels = columns * rows * block_.groups, tiles = pixels / 32;
-    const double halo = (columns + 8) * (rows + kFusedBackwardSize - 1) * block_.groups;
-    const double taps = kFusedBackwardSize * kFusedBackwardSize;
-    double instructions = 0, bytes = 0, sums = 0;
+    const double map = columns * rows, halo = (columns + 8) * (rows + kFusedBackwardSize - 1);
+    const double pixel = layout_.pixel;
+    double computing = 0, copied = 0, written = 0, fours = 0, turns = 1;
     switch (plan.gradient) {
       case FusedGradient::kInput:
-        instructions = tiles * (250 + (block_.tile_columns == 8 ? 92 : 76) * steps);
-        bytes = 32 * pixels + 0.9 * halo * (32 + 2. * m.reduced / block_.groups);
+        computing = plan.steps == 1 ? 287 : 255 + 78 * steps;
+        copied = halo * (pixel + 2. * m.reduced), fours = 2 * rows / 4;
+        written = map * pixel;
         break;
-      case FusedGradient::kFeatures: {
-        const double packs = ceil_div(m.groups, block_.groups);
-        instructions = packs * tiles * (330 + 20 * steps);
-        bytes = packs * (0.8 * 32 * (halo + pixels) + block_.groups * taps * m.reduced) +
-                2 * columns * rows * m.reduced;
+      case FusedGradient::kFeatures:
+        turns = ceil_div(m.groups, block_.groups);
+        computing = 215 + 42 * steps;
+        copied = (halo + map) * pixel + block_.groups * 2048 * steps, fours = (2 * rows + 6) / 4;
+        written = map * m.reduced * 2;
         break;
-      }
       case FusedGradient::kWeight:
-        instructions = m.images * tiles * (298 + 14 * steps);
-        bytes = m.images * (32 * (0.8 * halo + pixels) + columns * rows * 32 * steps) +
-                block_.groups * taps * 96 * steps;
-        sums = static_cast<double>(plan.parts) / 16 * 40;
+        turns = m.images;
+        computing = 287;
+        copied = halo * pixel + map * (pixel + 32 * steps), fours = 3 * rows / 4;
+        written = block_.groups * 49. * 16 * steps * 6;
         break;
     }
-    return launch_cost(
-               {plan.blocks, plan.threads, plan.shared_bytes, block_.most_threads, instructions, bytes},
-               limits_) +
+    const double of_warp = computing * map * block_.groups / plan.threads + 37 * fours;
+    const double instructions = turns * (of_warp * plan.threads / 32 + copied / 512 * 20);
+    // One block adds up the parts of 16 and more, which takes it so long for each.
+    const double sums = plan.gradient == FusedGradient::kWeight ? static_cast<double>(plan.parts) * 2.5 : 0;
+    return launch_cost({plan.blocks, plan.threads, plan.shared_bytes, block_.most_threads, instructions,
+                        turns * 0.85 * copied + written},
+                       limits_) +
            sums;
   }
 
