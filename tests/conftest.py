@@ -24,6 +24,7 @@ DEALT_OUT = (
     "test_backend_on_host",
     "test_cpu",
     "test_detection_export",
+    "test_fused_backward_on_host",
     "test_fused_on_host",
     "test_kernels_on_host",
     "test_operations",

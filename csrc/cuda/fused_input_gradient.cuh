@@ -39,9 +39,8 @@ template <int kSteps>
 struct FusedInputGradient {
   static constexpr FusedBackwardBlock kBlock = fused_backward_block(FusedGradient::kInput, kSteps);
   static constexpr FusedBackwardLayout kLayout = fused_backward_layout(FusedGradient::kInput, kSteps);
-  static constexpr int kOctets = kBlock.tile_columns / 8;
-  static constexpr int kProducts =
-      (kOctets + 2) / 2;  // of two octets each; a tile needs one more than it has
+  // A tile of so many octets needs the kernels of one more, and a product makes those of two.
+  static constexpr int kOctets = kBlock.tile_columns / 8, kProducts = (kOctets + 2) / 2;
   static constexpr int kPixelPieces = kBlock.groups * 2, kFeaturePieces = kSteps * 2;  // of 16 bytes
   static constexpr int kFeatureRows = kFeaturePieces > 8 ? 2 : 4;  // that a warp copies at once
   static constexpr int kUnits = kLayout.ring / 2;                  // pairs of rows
