@@ -30,11 +30,13 @@ from typing import Any, TextIO
 import torch
 
 import involution
+from involution import _fused
 
 from . import environment, ncu, results
 
 WIDTH = 132  # columns of the page
 OK, FAILED, TIMED_OUT = "ok", "FAILED", "timed out"
+WITH_BACKWARD_KERNELS = {_fused.BACKWARD_VARIABLE: "1"}  # which are off by default
 
 Table = Callable[[Path], list[str]]  # from the log, or from the CSV file beside it
 
@@ -82,7 +84,7 @@ def sanitizer(tool: str) -> Step:
     chosen = [] if tool == "initcheck" else ["--kernel-name", "kns=involution"]
     program = [find_tool("compute-sanitizer"), "--tool", tool, "--error-exitcode", "1", *chosen]
     # The name that the log ends with is then that of the problem that went wrong.
-    settings = {"CUDA_LAUNCH_BLOCKING": "1"}
+    settings = {"CUDA_LAUNCH_BLOCKING": "1", **WITH_BACKWARD_KERNELS}
     if tool != "racecheck":  # the caching allocator hides what happens within its blocks
         settings["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     found = matching(r"^WRONG|^=+ .*(Error:|Warning:|Invalid |Uninitialized |hazard )", most=6)
@@ -108,7 +110,7 @@ def all_steps(out: Path) -> list[Step]:
     profile += ["--force-overwrite", "--export", report, python, "-m", "benchmarks.ncu"]
     rows = [profiler, "--import", report, "--page", "raw", "--csv", "--print-units", "base"]
     return [
-        Step("tests", 100, [pytest], matching(r"^(FAILED|ERROR) ", most=10), passed),
+        Step("tests", 100, [pytest], matching(r"^(FAILED|ERROR) ", most=10), passed, WITH_BACKWARD_KERNELS),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck", "initcheck")),
         Step("operator", 90, [[*operator, "--output", str(out / "operator.csv")]], operator_table),
         Step("network", 60, [[*network, "--output", str(out / "network.csv")]], network_table),

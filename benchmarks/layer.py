@@ -7,21 +7,25 @@
 The layer is whole: pool, reduction, norm, ReLU, kernels and involution. It is measured
 
 fused       with one kernel for making kernels and applying them, where there is one
+backward    fused, with kernels of its backward pass as well, where there are any: training steps alone
 unfused     with a kernel tensor
 conv3x3     the convolution that it stands for, with as many channels and the same stride, without a bias
 
 in channels_last. Forward is in evaluation mode under torch.inference_mode; a training step is forward and all
 gradients. Times are those of the device, with operands that are not in its cache (benchmarks/timing.py). Fused and
-unfused results are compared first, and wrong ones get no time. The ratio is to the convolution's time: below 1 the
-layer is faster. On a GPU the most memory that a call has at once, beside parameters and input, is noted too. Results
-go to benchmarks/results/DEVICE-layer.csv, in place of the last run's, and those of a quick run to build/benchmarks.
+unfused results are compared first, and gradients by either backward pass, and wrong ones get no time. The ratio is to
+the convolution's time: below 1 the layer is faster. On a GPU the most memory that a call has at once, beside parameters
+and input, is noted too. Results go to benchmarks/results/DEVICE-layer.csv, in place of the last run's, and those of a
+quick run to build/benchmarks.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +33,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from involution import Involution2d
+from involution import Involution2d, _fused
 
 from . import environment, results, timing
 from .cases import DTYPES, REDNET, Case, select
 
 MODES = ("forward", "training")
+NAMES = ("fused", "backward", "unfused", "conv3x3")
 # How far results may be apart, as a share of the largest.
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 CACHES = 4  # times the size of the last cache that the inputs pass together
@@ -44,20 +49,35 @@ class WrongLayerError(Exception):
     """The fused layer and the unfused one do not agree."""
 
 
+@contextlib.contextmanager
+def backward_kernels(on: bool) -> Iterator[None]:
+    """With or without the kernels of the fused layer's backward pass, whatever the environment says."""
+    before = os.environ.get(_fused.BACKWARD_VARIABLE, "")
+    os.environ[_fused.BACKWARD_VARIABLE] = "1" if on else "0"
+    try:
+        yield
+    finally:
+        os.environ[_fused.BACKWARD_VARIABLE] = before
+
+
 def build(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, nn.Module], str | None]:
     """The layers by name, those with involution of one state, and why there is no fused one."""
     torch.manual_seed(0)
     kernel_size, stride = case.kernel_size, case.stride
     unfused = Involution2d(case.channels, kernel_size, stride, fused=False)
-    fused = Involution2d(case.channels, kernel_size, stride, fused=True)
-    fused.load_state_dict(unfused.state_dict())
-    layers: dict[str, nn.Module] = {"fused": fused, "unfused": unfused}
+    fused, backward = (Involution2d(case.channels, kernel_size, stride, fused=True) for _ in range(2))
+    layers: dict[str, nn.Module] = {"fused": fused, "backward": backward, "unfused": unfused}
+    for other in (fused, backward):
+        other.load_state_dict(unfused.state_dict())
     layers["conv3x3"] = nn.Conv2d(case.channels, case.channels, 3, case.strides, 1, bias=False)
     for layer in layers.values():
         layer.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     reason = fused.fused_available(make_input(case, device, dtype)).reason
     if reason is not None:
         del layers["fused"]
+    has_backward = (case.kernel_size, case.stride) == (_fused.BACKWARD_KERNEL_SIZE, _fused.BACKWARD_STRIDE)
+    if reason is not None or not has_backward:
+        del layers["backward"]
     return layers, reason
 
 
@@ -67,7 +87,7 @@ def make_input(case: Case, device: torch.device, dtype: torch.dtype) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def call_of(mode: str, layer: nn.Module, x: Tensor) -> Callable[[], object]:
+def call_of(mode: str, layer: nn.Module, x: Tensor) -> Callable[[], Any]:
     """One forward pass, or one with the gradients of the input and all parameters."""
 
     def forward() -> Tensor:
@@ -87,14 +107,30 @@ def call_of(mode: str, layer: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def compare(layers: dict[str, nn.Module], x: Tensor) -> None:
-    """Raises WrongLayerError unless fused and unfused outputs agree up to rounding."""
+    """Raises WrongLayerError unless outputs, and gradients by either backward pass, agree up to rounding."""
     if "fused" not in layers:
         return
     with torch.inference_mode():
         expected, output = (layers[name].eval()(x).float() for name in ("unfused", "fused"))
-    error = ((output - expected).abs().max() / expected.abs().max()).item()
-    if not error <= CLOSE[x.dtype]:
+    if not (error := difference(output, expected)) <= CLOSE[x.dtype]:
         raise WrongLayerError(f"The fused layer gives other outputs: the relative error is {error:.2g}.")
+    if "backward" not in layers:
+        return
+    gradients = {}
+    for name in ("fused", "backward"):
+        torch.manual_seed(0)
+        with backward_kernels(name == "backward"):
+            gradients[name] = call_of("training", layers[name].eval(), x.detach())()
+    for gradient, other in zip(gradients["backward"], gradients["fused"], strict=True):
+        if not (error := difference(gradient.float(), other.float())) <= 2 * CLOSE[x.dtype]:
+            raise WrongLayerError(
+                f"The kernels of the backward pass give other gradients: the relative error is {error:.2g}."
+            )
+
+
+def difference(result: Tensor, expected: Tensor) -> float:
+    """The largest, as a share of the largest value."""
+    return ((result - expected).abs().max() / expected.abs().max()).item()
 
 
 def measure(
@@ -113,12 +149,15 @@ def measure(
     compare(layers, x)
     copies = timing.copies_for(x.numel() * x.element_size(), rotation)
     inputs = [x, *(x.clone(memory_format=torch.preserve_format) for _ in range(copies - 1))]
+    if mode == "forward":
+        layers.pop("backward", None)
     for name, layer in layers.items():
         layer.train(mode == "training")
-        calls = [call_of(mode, layer, each.detach()) for each in inputs]
-        calls[0]()
-        peak = environment.peak_bytes(calls[0], device)
-        taken = timing.kernel_time(calls, device, effort)
+        with backward_kernels(name == "backward"):
+            calls = [call_of(mode, layer, each.detach()) for each in inputs]
+            calls[0]()
+            peak = environment.peak_bytes(calls[0], device)
+            taken = timing.kernel_time(calls, device, effort)
         row["layers"][name] = {
             "us": taken.seconds * 1e6,
             "fastest_us": taken.fastest * 1e6,
@@ -130,15 +169,13 @@ def measure(
     return row
 
 
-HEADER = f"{'shape':<16}{'batch':>6}  {'mode':<10}" + "".join(
-    f"{name:>24}" for name in ("fused", "unfused", "conv3x3")
-)
+HEADER = f"{'shape':<16}{'batch':>6}  {'mode':<10}" + "".join(f"{name:>24}" for name in NAMES)
 
 
 def describe(row: dict[str, Any]) -> str:
     """A row of the results as text: times, ratios to the convolution, and memory where it is counted."""
     cells = []
-    for name in ("fused", "unfused", "conv3x3"):
+    for name in NAMES:
         layer = row["layers"].get(name)
         if layer is None:
             cells.append("-")

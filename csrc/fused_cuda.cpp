@@ -1,4 +1,6 @@
 // The fused involution on CUDA tensors: in one kernel where there is a plan for it.
+#include "fused_cuda.h"
+
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -11,18 +13,15 @@
 
 namespace involution {
 
-namespace {
-
 using at::Tensor;
 
-// Whether the kernel can read the tensor: channels innermost, nothing between elements, 16 bytes at a time.
 bool is_dense_channels_last(const Tensor& map) {
   return map.dim() == 4 && map.is_contiguous(at::MemoryFormat::ChannelsLast) &&
          reinterpret_cast<uintptr_t>(map.const_data_ptr()) % 16 == 0;
 }
 
-bool has_kernel_for(const Tensor& input, const Tensor& features, at::IntArrayRef kernel_size,
-                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+bool has_fused_kernel(const Tensor& input, const Tensor& features, at::IntArrayRef kernel_size,
+                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
   const bool half = input.scalar_type() == at::kHalf || input.scalar_type() == at::kBFloat16;
   if (!half || !is_dense_channels_last(input) || !is_dense_channels_last(features)) return false;
   for (size_t axis = 0; axis < 2; ++axis) {
@@ -34,6 +33,21 @@ bool has_kernel_for(const Tensor& input, const Tensor& features, at::IntArrayRef
   }
   return input.numel() > 0 && features.numel() > 0;
 }
+
+FusedProblem fused_problem(const Tensor& input, const Tensor& features, int64_t groups,
+                           at::IntArrayRef kernel_size, at::IntArrayRef stride) {
+  return {input.size(0), input.size(1), input.size(1) / groups,           features.size(1),
+          input.size(2), input.size(3), {kernel_size[0], kernel_size[1]}, {stride[0], stride[1]}};
+}
+
+Tensor readable(const std::optional<Tensor>& tensor) {
+  if (!tensor) return {};
+  const Tensor contiguous = tensor->contiguous();
+  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0;
+  return aligned ? contiguous : contiguous.clone();
+}
+
+namespace {
 
 template <typename T>
 cudaError_t launch(const FusedPlan& plan, const Tensor& input, const Tensor& features, const Tensor& weight,
@@ -47,14 +61,6 @@ cudaError_t launch(const FusedPlan& plan, const Tensor& input, const Tensor& fea
   return launch_fused<T>(plan, operands, c10::cuda::getCurrentCUDAStream());
 }
 
-// Contiguous, at an address that the kernel can read; not defined where there is none.
-Tensor readable(const std::optional<Tensor>& tensor) {
-  if (!tensor) return {};
-  const Tensor contiguous = tensor->contiguous();
-  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0;
-  return aligned ? contiguous : contiguous.clone();
-}
-
 Tensor fused_involution_cuda(const Tensor& input, const Tensor& features, const Tensor& weight,
                              const std::optional<Tensor>& bias, at::IntArrayRef kernel_size,
                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
@@ -63,11 +69,9 @@ Tensor fused_involution_cuda(const Tensor& input, const Tensor& features, const 
   const int64_t groups = check_fused_operands(input, features, weight, bias, kernel_size, stride, padding,
                                               dilation, scale, shift);
   const c10::cuda::CUDAGuard guard(input.device());
-  if (has_kernel_for(input, features, kernel_size, stride, padding, dilation)) {
-    const FusedProblem problem{
-        input.size(0), input.size(1), input.size(1) / groups,           features.size(1),
-        input.size(2), input.size(3), {kernel_size[0], kernel_size[1]}, {stride[0], stride[1]}};
-    FusedPlan plan = make_fused_plan(problem, limits_of(c10::cuda::current_device()));
+  if (has_fused_kernel(input, features, kernel_size, stride, padding, dilation)) {
+    FusedPlan plan = make_fused_plan(fused_problem(input, features, groups, kernel_size, stride),
+                                     limits_of(c10::cuda::current_device()));
     if (plan.reason == nullptr) {
       plan.march.relu = relu ? 1 : 0;
       const Tensor output = empty_activation(input.size(0), input.size(1), features.sizes().slice(2),

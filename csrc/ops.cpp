@@ -1,5 +1,6 @@
 // The schemas of the dispatcher operators. Each backend registers its kernels at the end of its own file:
-// ops_cpu.cpp, ops_cuda.cpp, fused_cuda.cpp, fused.cpp; autograd.cpp and autocast.cpp come before them.
+// ops_cpu.cpp, ops_cuda.cpp, fused.cpp, fused_cuda.cpp, fused_backward_cuda.cpp; autograd.cpp and
+// autocast.cpp come before them.
 //
 // The public functions in Python explain a wrong argument with the field's names; the checks of the backends
 // (tensors.h) are what keeps a kernel inside its tensors whoever calls, from Python or C++. The frames of
@@ -26,4 +27,14 @@ TORCH_LIBRARY(involution, library) {
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, Tensor? scale=None, Tensor? shift=None, "
       "bool relu=False) -> Tensor",
       tags);
+  library.def(
+      "fused_involution_backward(Tensor grad, Tensor input, Tensor features, Tensor weight, Tensor? bias, "
+      "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool[4] asked) -> "
+      "(Tensor, Tensor, Tensor, Tensor)",
+      tags);
+  // Its kernels on CUDA, which involution/_fused_derivatives.py alone calls: undefined what has none.
+  library.def(
+      "_fused_backward_cuda(Tensor grad, Tensor input, Tensor features, Tensor weight, Tensor? bias, "
+      "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool[4] asked) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
 }

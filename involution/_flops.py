@@ -38,9 +38,33 @@ def _of_making_and_weighing(
     return 2 * elements * features[1] + 2 * elements * input[1] // max(1, groups)
 
 
+def _of_the_gradients(
+    grad: Sequence[int],
+    input: Sequence[int],
+    features: Sequence[int],
+    weight: Sequence[int],
+    bias: Sequence[int] | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    asked: Sequence[bool],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Those of the operations that they are composed of."""
+    elements = weight[0] * math.prod((features[0], *features[2:]))
+    product = (
+        2 * elements * features[1]
+    )  # makes the kernels; from their gradient, that of features and weight
+    weighing = 2 * elements * input[1] // max(1, weight[0] // math.prod(kernel_size))
+    return product * sum(asked[:3]) + weighing * (asked[0] + any(asked[1:]))
+
+
 def register() -> None:
     """Tells torch's counter of the operators, which must be there already."""
     operators = torch.ops.involution
     register_flop_formula([operators.involution, operators.involution_transpose])(_of_weighing)
     register_flop_formula(operators.local_correlation)(_of_correlating)
     register_flop_formula(operators.fused_involution)(_of_making_and_weighing)
+    register_flop_formula(operators.fused_involution_backward)(_of_the_gradients)

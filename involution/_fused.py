@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,12 @@ STRIDES = ((1, 1), (2, 2))
 GROUP_CHANNELS = 16
 FEATURE_MULTIPLE = 8
 MOST_FEATURES = 128
+# And for its gradients, while this variable is 1: no GPU has measured them.
+BACKWARD_VARIABLE = "INVOLUTION_FUSED_BACKWARD"
+BACKWARD_KERNEL_SIZE = (7, 7)
+BACKWARD_STRIDE = (1, 1)
+# What torch.autograd.grad(is_grads_batched=True) maps over, which is not torch.func's.
+_MAPPED = torch._C._dispatch_key_parse("Batched")
 
 # Where making the kernel tensor is the faster way: few positions an image, of many images, and a matrix product with
 # this many features is better done at once than by every block for itself. Of prototypes, on an H200.
@@ -147,6 +154,39 @@ def why_unavailable(
     for name, tensor in (("input", input), ("features", features)):
         if not tensor.is_contiguous(memory_format=torch.channels_last):
             return f"The fused kernel is for dense channels_last storage, but the {name} is stored otherwise."
+    return None
+
+
+def why_no_backward(
+    grad: Tensor,
+    input: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    kernel_size: Size,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+) -> str | None:
+    """Why a backward pass is composed of the operations, as a sentence, or None where it takes kernels of its own."""
+    switch = os.environ.get(BACKWARD_VARIABLE, "")
+    if switch not in ("", "0", "1"):
+        raise ValueError(
+            f"The environment variable {BACKWARD_VARIABLE} must be 0 or 1, or unset, but is {switch!r}."
+        )
+    if switch != "1":
+        return f"The kernels of the backward pass are switched on by {BACKWARD_VARIABLE}=1."
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._dispatch_keys(grad).has(_MAPPED):
+        return "The kernels of the backward pass are not for tensors under torch.func's transforms."
+    reason = why_unavailable(input, features, weight, kernel_size, stride, padding, dilation)
+    if reason is not None:
+        return reason
+    if tuple(kernel_size) != BACKWARD_KERNEL_SIZE or tuple(stride) != BACKWARD_STRIDE:
+        return (
+            f"The kernels of the backward pass are for kernel size {BACKWARD_KERNEL_SIZE} and stride "
+            f"{BACKWARD_STRIDE}, not for {tuple(kernel_size)} and {tuple(stride)}."
+        )
+    if grad.dtype != input.dtype or not grad.is_contiguous(memory_format=torch.channels_last):
+        return "The kernels of the backward pass are for a gradient with the dtype and storage of the input."
     return None
 
 

@@ -12,6 +12,9 @@ their tensors::
 ``K`` and ``d_K`` are the largest tensors of an involution, so a backward pass makes them for a part of the batch at a
 time and never has more of either than ``CHUNK_BYTES``, or one image's. All of it is made of differentiable
 operations, so that derivatives of every order follow, and sums are in a fixed order, so that they repeat bit by bit.
+
+A CUDA device has kernels for the same gradients that write neither of the two (``csrc/cuda/fused_*_gradient.cuh``),
+behind the operator ``fused_involution_backward``. Where the gradients are differentiated themselves, it is composed.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from . import _composition, _fused
 from ._composition import make_kernels, pointwise
 
 # Of kernels, and as much again of their gradient, that a backward pass has at once: 64 MiB. More than one image of
@@ -46,6 +50,57 @@ def gradients(
     dilation: Size,
 ) -> OptionalTensors:
     """The gradients of input, features, weight and bias, of those that are asked for."""
+    window = (kernel_size, stride, padding, dilation)
+    if _fused.why_no_backward(grad, input, features, weight, *window) is not None:
+        return composed(asked, grad, input, features, weight, bias, *window)
+    operator = torch.ops.involution.fused_involution_backward.default
+    return operator(grad, input, features, weight, bias, *window, list(asked))
+
+
+def backward(
+    grad: Tensor,
+    input: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel_size: Size,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    asked: Sequence[bool],
+) -> OptionalTensors:
+    """The operator ``fused_involution_backward``: by kernels as far as there are any, and the rest composed."""
+    window = (kernel_size, stride, padding, dilation)
+    _composition.check(input, features, weight, bias, *window)
+    if grad.shape != (*input.shape[:2], *features.shape[2:]):
+        raise ValueError(
+            f"fused_involution_backward needs a grad of shape {(*input.shape[:2], *features.shape[2:])}, that of the "
+            f"involution, but it is {tuple(grad.shape)}."
+        )
+    tensors = (grad, input, features, weight)
+    found: OptionalTensors = (None,) * 4
+    if _fused.why_no_backward(*tensors, *window) is None:
+        found = torch.ops.involution._fused_backward_cuda.default(*tensors, bias, *window, asked)
+    missing = [need and gradient is None for need, gradient in zip(asked, found, strict=True)]
+    if not any(missing):
+        return found
+    rest = composed(missing, *tensors, bias, *window)
+    return tuple(one if one is not None else other for one, other in zip(found, rest, strict=True))
+
+
+def composed(
+    asked: Sequence[bool],
+    grad: Tensor,
+    input: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel_size: Size,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+) -> OptionalTensors:
+    """The same by the operations that they are made of."""
     operators = torch.ops.involution
     of_input, of_features, of_weight, of_bias = asked
     steps = (stride, padding, dilation)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _composition, _flops, _vmap, autograd, reference
+from . import _autocast, _composition, _flops, _fused_derivatives, _vmap, autograd, reference
 from ._build_info import build_info, load_extension, rebuild_command
 from ._composition import is_channels_last
 
@@ -35,6 +35,9 @@ SCHEMAS = (
     "fused_involution(Tensor input, Tensor features, Tensor weight, Tensor? bias, SymInt[] kernel_size, "
     "SymInt[] stride, SymInt[] padding, SymInt[] dilation, Tensor? scale=None, Tensor? shift=None, "
     "bool relu=False) -> Tensor",
+    "fused_involution_backward(Tensor grad, Tensor input, Tensor features, Tensor weight, Tensor? bias, "
+    "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool[4] asked) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -118,6 +121,12 @@ def _composed(*arguments: Any) -> Tensor:
     return _composition.compose(*arguments)
 
 
+def _empty_gradients(*arguments: Any) -> tuple[Tensor | None, ...]:
+    """Kernels give what the composition gives, in shape and storage."""
+    *others, asked = arguments
+    return _fused_derivatives.composed(asked, *others)
+
+
 def _register() -> None:
     compiled = load_extension()
     if not compiled:
@@ -138,6 +147,8 @@ def _register() -> None:
         name, functools.partial(_empty_result, "fused_involution"), lib=implementation
     )
     torch.library.register_vmap(name, _vmap.fused_rule, lib=implementation)
+    implementation.impl("fused_involution_backward", _fused_derivatives.backward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{name}_backward", _empty_gradients, lib=implementation)
     autograd.register(implementation, ["fused_involution"])
     if not compiled:
         implementation.impl("fused_involution", _composed, "CompositeExplicitAutograd")

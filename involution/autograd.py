@@ -124,7 +124,7 @@ _RULES = {
 }
 
 
-def _below_autograd(operator: Operator, *arguments: Any) -> Tensor:
+def _below_autograd(operator: Callable[..., Any], *arguments: Any) -> Any:
     """The operator's own kernel, past the derivative that is registered for it."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
@@ -203,6 +203,19 @@ def _with_epilogue(kernel: Operator) -> Operator:
     return whole
 
 
+def _backward_kernel() -> Callable[..., tuple[Tensor | None, ...]]:
+    """The gradients of the fused involution, composed where they are differentiated themselves."""
+    operator = _operator("fused_involution_backward")
+
+    def whole(*arguments: Any) -> tuple[Tensor | None, ...]:
+        *others, asked = arguments
+        if _is_differentiated(others[:5]):  # the tensors
+            return _fused_derivatives.composed(asked, *others)
+        return _below_autograd(operator, *arguments)
+
+    return whole
+
+
 def register(library: torch.library.Library, names: Iterable[str]) -> None:
     """Registers the derivatives of operators.
 
@@ -212,4 +225,7 @@ def register(library: torch.library.Library, names: Iterable[str]) -> None:
     """
     for name in names:
         kernel = _autograd_kernel(name)
-        library.impl(name, _with_epilogue(kernel) if name == "fused_involution" else kernel, "Autograd")
+        if name == "fused_involution":
+            kernel = _with_epilogue(kernel)
+            library.impl("fused_involution_backward", _backward_kernel(), "Autograd")
+        library.impl(name, kernel, "Autograd")

@@ -14,7 +14,13 @@ LIBRARY = "INVOLUTION_BACKEND_ON_HOST"
 
 # The last registration of a kernel is the one in force: this overrides the native CPU kernels.
 torch.ops.load_library(os.environ[LIBRARY])
-for _name in ("involution", "involution_transpose", "local_correlation", "fused_involution"):
+for _name in (
+    "involution",
+    "involution_transpose",
+    "local_correlation",
+    "fused_involution",
+    "_fused_backward_cuda",
+):
     _registered = torch._C._dispatch_dump(f"involution::{_name}")
     _in_force = _registered.partition("\nCPU:")[2].partition("\n")[0]
     assert "backend_on_host.cpp" in _in_force, (_registered, involution.build_info())

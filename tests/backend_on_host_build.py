@@ -29,7 +29,8 @@ def build() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     host, csrc = host_build.HOST, host_build.ROOT / "csrc"
     sources = [
-        *(csrc / name for name in ("ops_cuda.cpp", "fused_cuda.cpp", "fused.cpp", "tensors.cpp")),
+        *(csrc / name for name in ("fused.cpp", "tensors.cpp")),
+        *sorted(csrc.glob("*_cuda.cpp")),
         *sorted((csrc / "cuda").glob("*.cpp")),
         host / "backend_on_host.cpp",
         *(host / f"kernels_{dtype}.cpp" for dtype in ("bfloat16", "float16", "float32")),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ DEALT_OUT = (
     "test_backend_on_host",
     "test_cpu",
     "test_detection_export",
+    "test_fused_backward_on_host",
     "test_fused_on_host",
     "test_kernels_on_host",
     "test_operations",
@@ -51,6 +53,26 @@ def everything_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were a fused kernel for every layer and input, on the CPU."""
     monkeypatch.setattr("involution._fused.DEVICE_TYPE", "cpu")
     monkeypatch.setattr("involution._fused.why_unavailable", lambda *arguments: None)
+
+
+@pytest.fixture
+def backward_kernels_pretended(
+    monkeypatch: pytest.MonkeyPatch, everything_fused: None
+) -> Iterator[list[tuple[bool, ...]]]:
+    """As if there were kernels for 7x7 windows on the CPU, of all gradients but the features': what they were asked."""
+    from involution import _fused, _fused_derivatives
+
+    calls: list[tuple[bool, ...]] = []
+
+    def pretended(*arguments: Any) -> tuple[torch.Tensor | None, ...]:
+        *others, asked = arguments
+        calls.append(tuple(asked))
+        return _fused_derivatives.composed([asked[0], False, *asked[2:]], *others)
+
+    monkeypatch.setenv(_fused.BACKWARD_VARIABLE, "1")
+    with torch.library._scoped_library("involution", "IMPL") as library:
+        library.impl("_fused_backward_cuda", pretended, "CPU")
+        yield calls
 
 
 @pytest.fixture

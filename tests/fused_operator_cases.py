@@ -6,7 +6,7 @@ import torch._dynamo.testing
 from cases import Case
 from fused_cases import FusedCase
 
-import involution  # noqa: F401  defines the operator
+import involution  # noqa: F401  defines the operators
 
 OPERATOR = torch.ops.involution.fused_involution.default
 

@@ -20,6 +20,7 @@ REQUEST_MAGIC = 0x696E766F6C757431
 REPLY_MAGIC = 0x726573756C740031
 REQUEST = struct.Struct("=53q")  # struct Request and struct Reply of tests/host/protocol.h
 FUSED_REQUEST = struct.Struct("=24q")  # struct FusedRequest of tests/host/fused_runner.cpp
+FUSED_BACKWARD_REQUEST = struct.Struct("=25q")  # struct FusedBackwardRequest of fused_backward_runner.cpp
 REPLY = struct.Struct("=4q")
 POISON = 0xFF  # all bytes 0xFF are a NaN in every dtype
 
@@ -52,7 +53,7 @@ class HostRunner:
 
     def _build(self) -> Path:
         kernels = host_build.ROOT / "csrc" / "cuda"
-        instances = (path for path in sorted(kernels.glob("*.cu")) if not path.stem.endswith("_fused"))
+        instances = (path for path in sorted(kernels.glob("*.cu")) if "_fused" not in path.stem)
         return host_build.build(
             "runner", [host_build.HOST / "runner.cpp", *host_build.PLAN_SOURCES, *instances]
         )
@@ -234,6 +235,59 @@ class FusedRunner(HostRunner):
         if status != 0:
             raise KernelError(f"the launch returned cudaError_t {status}; plan: {plan}")
         return _unpack(memory, y), plan
+
+
+class FusedBackwardRunner(HostRunner):
+    """Executes the kernels of the fused involution layer's gradients."""
+
+    def _build(self) -> Path:
+        kernels = host_build.ROOT / "csrc" / "cuda"
+        sources = [host_build.HOST / "fused_backward_runner.cpp", kernels / "fused_backward_plan.cpp"]
+        return host_build.build(
+            "fused_backward_runner", [*sources, *sorted(kernels.glob("kernels_*_fused_backward.cu"))]
+        )
+
+    def run_fused_backward(
+        self,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        features: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        kernel_size: int = 7,
+        stride: int = 1,
+        groups: int | None = None,
+        limits: DeviceLimits | None = None,
+        seed: int = 0,
+    ) -> tuple[list[torch.Tensor], list[str]]:
+        """Returns the gradients of x, features, weight and bias, and the three plans, as text.
+
+        Maps are (B, H, W, C). A gradient is all NaN where its plan says why there is none. By default a group has 16
+        channels.
+        """
+        batch, height, width, channels = x.shape
+        if groups is None:
+            groups = channels // 16
+        results = [torch.empty_like(tensor) for tensor in (x, features, weight, weight[:, 0])]
+        operands = (dy, x, features, weight, bias)
+        request = FUSED_BACKWARD_REQUEST.pack(
+            REQUEST_MAGIC,
+            DTYPES.index(x.dtype),
+            seed,
+            *_limits(limits or DeviceLimits()),
+            *(batch, channels, channels // groups, features.shape[-1], height, width),
+            *(kernel_size, kernel_size, stride, stride),
+            *(0 if tensor is None else _span(tensor) for tensor in (*operands, *results)),
+        )
+        data = b"".join(_pack(tensor) for tensor in operands if tensor is not None)
+        status, plans, memory = self._exchange(request + data)
+        if status != 0:
+            raise KernelError(f"a launch returned cudaError_t {status}; plans: {plans}")
+        sizes = [_span(result) for result in results]
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        parts = (memory[start : start + size] for start, size in zip(starts, sizes, strict=True))
+        return [_unpack(part, like) for part, like in zip(parts, results, strict=True)], plans.splitlines()
 
 
 class CpuRunner(HostRunner):

@@ -39,6 +39,8 @@ GROUP_CHANNELS = {
     "local_correlation": ((16, 8), (32, 16)),
 }
 
+GRADIENTS = "fused_involution_backward"
+
 SPECIAL = (  # input, kernel, stride and dilation
     ((37,), (7,), (1,), (1,)),
     ((3, 5, 9), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
@@ -98,6 +100,20 @@ def fused_instances() -> Iterator[FusedCase]:
         yield FusedCase(case, reduced, features_layout="channels_last")
 
 
+def fused_backward_instances() -> Iterator[tuple[str, list[bool], FusedCase]]:
+    """The gradients of the fused layer: each with every kernel that there is, if the switch for them is on."""
+    asked = {
+        "input": [True, False, False, False],
+        "features": [False, True, False, False],
+        "weight": [False, False, True, True],
+    }
+    for place, (dtype, reduced) in enumerate(itertools.product(DTYPES[1:], (16, 32, 64, 128))):
+        sizes = MAPS[place % 2], (7, 7), (1, 1), (3, 3), (1, 1)
+        case = FusedCase(Case(1, 2, 16, *sizes, dtype, x_layout="channels_last"), reduced)
+        for name, each in asked.items():
+            yield name, each, case.with_(features_layout="channels_last")
+
+
 def describe(operation: str, case: Case) -> str:
     """A problem in one line."""
     names = ("input", "kernel", "stride", "dilation")
@@ -125,7 +141,8 @@ class Run:
 
     def on(self, device: str) -> Tensor:
         moved = (None if tensor is None else tensor.to(device) for tensor in self.operands)
-        return operator(self.operation, *moved, *self.arguments)
+        result = operator(self.operation, *moved, *self.arguments)
+        return next(one for one in result if one is not None) if isinstance(result, tuple) else result
 
     def error_of(self, result: Tensor) -> float:
         """The largest error, as a share of the largest value of the float64 reference or of one."""
@@ -162,6 +179,23 @@ def runs() -> list[Run]:
         # Kernels are rounded, too.
         bound = 2 * cases.CEILING[window.dtype]
         chosen.append(Run(text, "fused_involution", tensors, arguments, bound, expected))
+    for seed, (name, asked, fused) in enumerate(fused_backward_instances()):
+        tensors, arguments = fused.tensors(seed), (*fused.arguments, asked)
+        generator = torch.Generator().manual_seed(seed)
+        grad = torch.randn(tensors[0].shape, generator=generator).to(tensors[0].dtype)
+        operands = (grad.contiguous(memory_format=torch.channels_last), *tensors)
+
+        def expected(operands: tuple = operands, arguments: tuple = arguments) -> Tensor:
+            wide = (tensor.double() for tensor in operands)
+            return next(one for one in operator(GRADIENTS, *wide, *arguments) if one is not None)
+
+        window = fused.window
+        text = (
+            f"{GRADIENTS} {str(window.dtype).removeprefix('torch.')}, of the {name}, input "
+            f"{'x'.join(map(str, window.input))}, {fused.reduced} reduced channels"
+        )
+        bound = 2 * cases.CEILING[window.dtype]
+        chosen.append(Run(text, GRADIENTS, operands, arguments, bound, expected))
     return chosen
 
 

@@ -28,8 +28,9 @@ pytestmark = pytest.mark.skipif(
         "test_gradients.py -k 'not 3 or vmap'",
         "test_compile.py -k 'opcheck or all_operations or meta'",
         "test_fused_kernel.py",
+        "test_fused_backward.py -k 'gives or right or taken'",
     ],
-    ids=["operations", "gradients", "compile", "fused"],
+    ids=["operations", "gradients", "compile", "fused", "fused_backward"],
 )
 def test_the_operators_tests_pass_on_the_backend(selection: str) -> None:
     file, _, expression = selection.partition(" -k ")
@@ -55,5 +56,6 @@ def test_the_operators_tests_pass_on_the_backend(selection: str) -> None:
 def test_this_process_keeps_its_own_kernels() -> None:
     """Else whatever tests come later here run on the host's, hundreds of times as slow."""
     backend_on_host_build.library()
-    for name in ("involution", "involution_transpose", "local_correlation", "fused_involution"):
+    names = ("involution", "involution_transpose", "local_correlation", "fused_involution")
+    for name in (*names, "_fused_backward_cuda"):
         assert "backend_on_host.cpp" not in torch._C._dispatch_dump(f"involution::{name}")

@@ -169,6 +169,7 @@ def test_schemas_are_those_of_the_extension() -> None:
 
     operators = (torch.ops.involution.involution, torch.ops.involution.involution_transpose)
     operators += (torch.ops.involution.local_correlation, torch.ops.involution.fused_involution)
+    operators += (torch.ops.involution.fused_involution_backward,)
     assert [str(operator.default._schema) for operator in operators] == [
         f"involution::{text}" for text in SCHEMAS
     ]

@@ -117,6 +117,7 @@ def test_files_that_contributing_names_exist():
 
 def test_install_variables_are_read():
     files = [ROOT / "setup.py", *(ROOT / "tools").glob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]
+    files += (ROOT / "involution").glob("*.py")
     sources = "".join(path.read_text("utf-8") for path in files)
     table = PAGES["docs/install.md"].split("## Settings")[1].split("## ")[0]
     variables = set(re.findall(r"^\| `([A-Z_]+)", table, re.M)) - {"MAX_JOBS"}  # torch reads that one

@@ -1,13 +1,22 @@
-"""Layers with the fused involution on a CUDA device, where they take its kernel: both ways, memory, graphs."""
+"""Layers with the fused involution on a CUDA device, where they take its kernel: both ways, memory, graphs.
+
+With the kernels of its backward pass and without them.
+"""
 
 import pytest
 import torch
 
-from involution import Involution2d
+from involution import Involution2d, _fused
 
 pytestmark = pytest.mark.gpu
 
 EACH_HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+
+@pytest.fixture(params=["1", "0"], ids=["backward kernels", "composed"])
+def backward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether gradients take kernels of their own, where there are any."""
+    monkeypatch.setenv(_fused.BACKWARD_VARIABLE, request.param)
 
 
 def layers(
@@ -30,7 +39,7 @@ def image(channels: int, size: tuple[int, int], dtype: torch.dtype, batch: int =
 
 @EACH_HALF
 @pytest.mark.parametrize("stride", [1, 2])
-def test_layers_agree(stride: int, dtype: torch.dtype) -> None:
+def test_layers_agree(stride: int, dtype: torch.dtype, backward: None) -> None:
     """Output and all gradients, within the rounding of the type."""
     fused, plain = layers(64, 7, stride, dtype)
     x = image(64, (29, 30), dtype)
@@ -55,6 +64,45 @@ def test_training_takes_less_memory() -> None:
         layer(x).sum().backward()
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[0] < peaks[1]
+
+
+def test_the_backward_kernels_take_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = layers(64, 7, 1, torch.bfloat16)[0]
+    x = image(64, (56, 56), torch.bfloat16, batch=64).requires_grad_()
+    peaks = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv(_fused.BACKWARD_VARIABLE, switch)
+        output = layer(x)
+        grad = torch.ones_like(output)
+        layer(x).backward(grad)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        output.backward(grad)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[0] < peaks[1]
+
+
+@pytest.mark.parametrize("channels", [64, 128, 256, 512])
+def test_a_training_step_in_a_graph(channels: int, backward: None) -> None:
+    """On RedNet's maps: replayed, it gives the same gradients."""
+    layer = layers(channels, 7, 1, torch.bfloat16)[0]
+    x = image(channels, (3584 // channels,) * 2, torch.bfloat16, batch=4).requires_grad_()
+    wanted = (x, *layer.parameters())
+    with torch.no_grad():
+        grad = torch.randn_like(layer(x))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            expected = torch.autograd.grad(layer(x), wanted, grad)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = torch.autograd.grad(layer(x), wanted, grad)
+    for _ in range(2):
+        graph.replay()
+        for result, other in zip(captured, expected, strict=True):
+            torch.testing.assert_close(result, other, rtol=2e-2, atol=2e-2 * other.abs().max().item())
 
 
 def test_cuda_graph_and_compile() -> None:

@@ -134,6 +134,8 @@ def test_sanitizers_see_each_kernel_in_memory_of_its_own(tmp_path):
         assert command[-2:] == [sys.executable, "tests/instances.py"]
         assert ("kns=involution" in command) == (name != "initcheck")
         assert ("PYTORCH_NO_CUDA_MEMORY_CACHING" in steps[name].environment) == (name != "racecheck")
+    for name in ("tests", "memcheck", "racecheck", "initcheck"):
+        assert steps[name].environment["INVOLUTION_FUSED_BACKWARD"] == "1"
 
 
 def test_what_a_sanitizer_found(tmp_path):
@@ -359,11 +361,12 @@ def test_every_kind_of_kernel_has_a_problem():
 def test_all_problems_come_out_right_on_the_cpu(capsys):
     assert instances.main(["--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 337 and lines[-1] == "Of 336 results all agree with the float64 reference."
+    assert len(lines) == 361 and lines[-1] == "Of 360 results all agree with the float64 reference."
     assert lines[0].startswith(
-        "1/336 involution float32, input 9x17, kernel 3x3, stride 1x1, dilation 1x1, 16 "
+        "1/360 involution float32, input 9x17, kernel 3x3, stride 1x1, dilation 1x1, 16 "
     )
-    assert lines[-2].startswith("336/336 fused_involution bfloat16, input 8x24, kernel 7x7, stride 2, 128 ")
+    assert lines[335].startswith("336/360 fused_involution bfloat16, input 8x24, kernel 7x7, stride 2, 128 ")
+    assert lines[-2].startswith("360/360 fused_involution_backward bfloat16, of the weight, input 8x24, 128 ")
 
 
 def test_every_fused_kernel_has_a_problem():
@@ -372,6 +375,11 @@ def test_every_fused_kernel_has_a_problem():
         for case in instances.fused_instances()
     }
     assert found == set(itertools.product(instances.DTYPES[1:], (3, 5, 7), (1, 2), (16, 32, 64, 128)))
+    found = {
+        (name, case.window.dtype, case.reduced) for name, _, case in instances.fused_backward_instances()
+    }
+    names = ("input", "features", "weight")
+    assert found == set(itertools.product(names, instances.DTYPES[1:], (16, 32, 64, 128)))
 
 
 def test_a_wrong_result_is_found(capsys, monkeypatch):
@@ -387,4 +395,4 @@ def test_a_wrong_result_is_found(capsys, monkeypatch):
     assert instances.main(["--device", "cpu"]) == 1
     *_, complaint, verdict = capsys.readouterr().out.splitlines()
     assert complaint.startswith("WRONG: local_correlation float64, input 9x17, kernel 7x7")
-    assert verdict == "Of 336 results 1 are wrong."
+    assert verdict == "Of 360 results 1 are wrong."

@@ -1,7 +1,7 @@
 """Mistakes planted in the kernels themselves are caught where the kernels are executed on the host.
 
 The sources of csrc are copied, one line is changed, and a small program (tests/host/mistaken.cpp, or mistaken_fused.cpp
-for the fused layer) is built from the copy, with sanitizers. The unchanged copy passes.
+and mistaken_backward.cpp for the fused layer) is built from the copy, with sanitizers. The unchanged copy passes.
 """
 
 import shutil
@@ -100,6 +100,28 @@ FUSED_MISTAKES = {
         "strided WRONG",
     ),
 }
+BACKWARD_MISTAKES = {
+    "backward, none": ("fused_rows.cuh", "", "", "input right, features right, weight right"),
+    "input, no wait": (
+        "fused_input_gradient.cuh",
+        "    wait_for_copies<0>();\n    meet();",
+        "    meet();",
+        "a race",
+    ),
+    "features, no barrier": ("fused_features_gradient.cuh", "    meet();\n    if", "    if", "a race"),
+    "weight, a ring too short": (
+        "fused_backward_plan.h",
+        "2 * (halo + kFusedTileRows), size",
+        "halo + 2 * kFusedTileRows, size",
+        "a race",
+    ),
+    "features, no zeros outside": (
+        "fused_features_gradient.cuh",
+        "  pixel_rows.clear_outside(pixel_place);\n",
+        "",
+        "features WRONG",
+    ),
+}
 
 
 def run(name: str, program: str, mistake: tuple[str, ...], folder: Path, others: list[Path]) -> str:
@@ -113,8 +135,9 @@ def run(name: str, program: str, mistake: tuple[str, ...], folder: Path, others:
     assert right == "" or text.count(right) == 1, f"{file} has {text.count(right)} times {right!r}"
     (sources / "cuda" / file).write_text(text.replace(right, wrong) if right else text)
     inputs = [host_build.HOST / program, *others]
-    if program == "mistaken_fused.cpp":  # a plan that lays a block out otherwise
-        inputs.append(sources / "cuda" / "fused_plan.cpp")
+    if program != "mistaken.cpp":  # a plan that lays a block out otherwise
+        plan = "fused_plan.cpp" if program == "mistaken_fused.cpp" else "fused_backward_plan.cpp"
+        inputs.append(sources / "cuda" / plan)
     include = [f"-I{host_build.HOST}", f"-I{sources}"]
     subprocess.run(
         ["g++", *host_build.FLAGS, *include, *map(str, inputs), "-o", str(folder / "mistaken")],
@@ -130,8 +153,12 @@ def run(name: str, program: str, mistake: tuple[str, ...], folder: Path, others:
 
 @pytest.mark.parametrize(
     ("program", "mistakes"),
-    [("mistaken.cpp", MISTAKES), ("mistaken_fused.cpp", FUSED_MISTAKES)],
-    ids=["march", "fused"],
+    [
+        ("mistaken.cpp", MISTAKES),
+        ("mistaken_fused.cpp", FUSED_MISTAKES),
+        ("mistaken_backward.cpp", BACKWARD_MISTAKES),
+    ],
+    ids=["march", "fused", "backward"],
 )
 def test_every_mistake_is_caught(program: str, mistakes: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
     folders = [tmp_path / str(index) for index in range(len(mistakes))]

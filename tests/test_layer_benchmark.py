@@ -38,6 +38,30 @@ def test_where_there_is_a_kernel_all_three_are_measured(monkeypatch):
     assert all(math.isfinite(each["us"]) for each in row["layers"].values())
 
 
+def test_kernels_of_the_backward_pass_are_measured_too(backward_kernels_pretended):
+    case = cases.Case("rednet-small", 2, 32, (5, 6), (7, 7))
+    for mode, names in (("training", layer.NAMES), ("forward", ("fused", "unfused", "conv3x3"))):
+        row = layer.measure(case, mode, "float32", CPU, timing.QUICK, 0)
+        assert tuple(row["layers"]) == names
+    assert backward_kernels_pretended
+
+
+def test_wrong_gradients_get_no_time(backward_kernels_pretended, monkeypatch):
+    case = cases.Case("rednet-small", 2, 32, (5, 6), (7, 7))
+    layers, _ = layer.build(case, CPU, torch.float32)
+    x = layer.make_input(case, CPU, torch.float32)
+    layer.compare(layers, x)
+    call = layer.call_of
+
+    def spoiled(mode, each, x):
+        step = call(mode, each, x)
+        return (lambda: [2 * gradient for gradient in step()]) if each is layers["backward"] else step
+
+    monkeypatch.setattr(layer, "call_of", spoiled)
+    with pytest.raises(layer.WrongLayerError, match="backward pass give other gradients"):
+        layer.compare(layers, x)
+
+
 def test_a_training_step_gives_all_gradients():
     layers, _ = layer.build(SMALL, CPU, torch.float32)
     x = layer.make_input(SMALL, CPU, torch.float32)

@@ -1,11 +1,11 @@
 #include "fused_plan.h"
 
 #include <algorithm>
-#include <cmath>
 #include <sstream>
 
 #include "../integer_math.h"
 #include "forced_plan.h"
+#include "launch_cost.h"
 
 namespace involution {
 namespace {
@@ -23,10 +23,7 @@ const char* why_none(const FusedProblem& p) {
   return nullptr;
 }
 
-// The strips and chunks whose launch ends soonest, by a rough model that was good enough to find the fastest
-// of the measured ones: the warps of a multiprocessor share what it can issue, of which each takes at most
-// one instruction in seven clocks, and its share of the bandwidth; each wave of blocks begins by waiting for
-// the rows of a first step.
+// The strips and chunks whose launch ends soonest.
 class Search {
  public:
   Search(const FusedProblem& problem, const DeviceLimits& limits, FusedPlan* plan)
@@ -86,23 +83,16 @@ class Search {
   }
 
   double cost_of(const FusedPlan& plan) const {
-    const double bytes_a_clock = 16.4, start = 2500;
     const double of_tile = plan.stride == 1 ? 190. + 21. * plan.steps : 150. + 10.5 * plan.steps;
     const FusedMarch& m = plan.march;
-    const double warps = plan.threads / 32.;
-    const double of_processor = std::ceil(static_cast<double>(plan.blocks) / limits_.multiprocessors);
-    const int64_t by_memory = limits_.shared_memory_per_multiprocessor / (plan.shared_bytes + 1024);
-    const int64_t by_registers = block_.residents * block_.most_threads / plan.threads;
-    const auto resident = static_cast<double>(std::max<int64_t>(1, std::min(by_memory, by_registers)));
-    const double waves = std::ceil(of_processor / resident), together = std::min(of_processor, resident);
-    const double issue = std::min(together * warps / 7, 2.4);
-    const double tiles = of_processor * (m.chunk_rows / kFusedTileRows) * warps * block_.warp_groups;
+    const double tiles = (m.chunk_rows / kFusedTileRows) * (plan.threads / 32.) * block_.warp_groups;
     const double columns = m.runs * tile_columns_, rows = m.chunk_rows;
     const double read = (columns * plan.stride + 8) * (rows * plan.stride + plan.kernel - 1);
-    const double bytes = of_processor * block_.groups * 32. *
-                         (columns * rows + read + columns * rows * m.reduced / 16. / block_.groups);
-    const double work = tiles * of_tile * plan.kernel / 7 / issue;
-    return std::max(work, bytes / bytes_a_clock) + waves * start;
+    const double bytes =
+        block_.groups * 32. * (columns * rows + read + columns * rows * m.reduced / 16. / block_.groups);
+    return launch_cost({plan.blocks, plan.threads, plan.shared_bytes, block_.residents * block_.most_threads,
+                        tiles * of_tile * plan.kernel / 7, bytes},
+                       limits_);
   }
 
   const FusedProblem& p_;

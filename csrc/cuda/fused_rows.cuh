@@ -100,6 +100,9 @@ class FusedRows {
     }
   }
 
+  // To other channels, or the next image: `bytes` further on in memory.
+  __device__ __forceinline__ void advance(int64_t bytes) { image_ += bytes; }
+
   const int piece;
 
  private:

@@ -10,6 +10,7 @@ void run_as_cuda(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(involution, CPU, library) {
-  for (const char* name : {"involution", "involution_transpose", "local_correlation", "fused_involution"})
+  for (const char* name : {"involution", "involution_transpose", "local_correlation", "fused_involution",
+                           "_fused_backward_cuda"})
     library.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_as_cuda>());
 }

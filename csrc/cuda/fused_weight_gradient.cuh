@@ -1,0 +1,242 @@
+// The gradients of the fused layer's weight and bias, for which no gradient of a kernel is ever in memory.
+//
+//   dk[p, g, kh, kw] = sum_c dy[p, c] * x[p + (kh, kw) - 3, c] over the 16 channels of group g   (rounded to T)
+//   dweight[tap, r]  = sum over all p of dk[p, tap] * features[p, r]
+//   dbias[tap]       = sum over all p of dk[p, tap]
+//
+// A block owns a pack of groups, a slice of the reduced channels, a strip of columns, a chunk of rows and
+// some images, and marches down by 4 rows a step, through one image after another. Rows of x with a halo of
+// 3, of dy and of the features come by asynchronous copies into rings, a step ahead. A warp owns one group
+// and a tile of 4 rows and 8 columns, and its sums over all steps stay in registers. For each row kh of the
+// kernel:
+//
+//   1. dk     D[16 columns of x x 8 positions] = x (16 x 16 channels) * dy^T, for each row of the tile: column j
+//             from 3 left of the tile and position n are tap kw = j - n. Of columns j and j + 8 exactly one is a
+//             tap, or neither (kw = 7): one select.
+//   2. B      Pairs along K of the second product are two rows of the tile at ONE column, so that a lane's two
+//             registers are positions 2t and 2t + 1 and each has one tap: one shuffle each brings tap n to the
+//             lanes of quad n.
+//   3. sums   D[16 reduced channels x 8 taps] += features^T (16 x 16 positions) * dk.
+//             D[16 kernel rows x 8 taps]      += (row kh is ones, the others are zeros) * dk, which is the bias's.
+//
+// Then the warps that share groups add their sums up in shared memory, in order, and the block writes its
+// part; fused_parts_kernel adds the parts, in order.
+//
+// Warp instructions of 32 positions and a group at R = 16: 56 HMMA, 14 LDSM, 28 SHFL, 28 F2FP; 9.0 a position
+// without those of the copies.
+//
+// A NaN or infinity of dk makes NaN of the bias's sums of its column kw, in all kernel rows.
+#pragma once
+
+#include "fused_backward_rows.cuh"
+
+namespace involution {
+
+template <int kSteps>
+struct FusedWeightGradient {
+  static constexpr FusedBackwardBlock kBlock = fused_backward_block(FusedGradient::kWeight, kSteps);
+  static constexpr FusedBackwardLayout kLayout = fused_backward_layout(FusedGradient::kWeight, kSteps);
+  static constexpr int kPixelPieces = kBlock.groups * 2, kFeaturePieces = kSteps * 2;  // of 16 bytes
+  static constexpr int kReduced = kSteps * 16;     // sums of a tap; the bias's is behind them
+  static constexpr int kTap = (kReduced + 1) * 4;  // their bytes
+};
+
+__device__ __forceinline__ uint32_t pair_of_ones(Float16) { return 0x3c003c00; }
+__device__ __forceinline__ uint32_t pair_of_ones(BFloat16) { return 0x3f803f80; }
+
+// `parts`: for each strip, chunk and set of images (groups * 49, reduced + 1), the bias's last.
+template <typename T, int kSteps>
+__global__ void __launch_bounds__(fused_backward_block(FusedGradient::kWeight, kSteps).most_threads)
+    fused_weight_gradient_kernel(const __grid_constant__ FusedBackwardMarch m, const T* __restrict__ dy,
+                                 const T* __restrict__ x, const T* __restrict__ features,
+                                 float* __restrict__ parts) {
+  using F = FusedWeightGradient<kSteps>;
+  constexpr int kSize = kFusedBackwardSize, kRows = kFusedTileRows, kGroups = F::kBlock.groups;
+  constexpr int kFeature = F::kLayout.feature, kRing = F::kLayout.ring;
+  const int threads = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
+  const int tile = warp / kGroups, sub = warp - tile * kGroups;
+  const int columns = m.runs * F::kBlock.tile_columns, position = tile * F::kBlock.tile_columns;
+  const FusedBackwardPlace at = fused_backward_place(m, kGroups, F::kReduced, columns);
+  const int64_t map = static_cast<int64_t>(m.height) * m.width;
+
+  const Spot pixels = shared_memory();
+  const Spot gradients = pixels + kRing * m.pixel_row;
+  const Spot reduced = gradients + 2 * kRows * m.gradient_row;
+
+  FusedRows<F::kPixelPieces, 4> pixel_rows(x + at.image * map * m.channels, m.channels,
+                                           at.group * kFusedGroupChannels, at.first_column - kFusedReach,
+                                           columns + 8, columns + kFusedHalo, m.width, pixels, kRing,
+                                           m.pixel_row, threads);
+  FusedRows<F::kPixelPieces, 4> gradient_rows(
+      dy + at.image * map * m.channels, m.channels, at.group * kFusedGroupChannels, at.first_column, columns,
+      columns, m.width, gradients, 2 * kRows, m.gradient_row, threads);
+  FusedRows<F::kFeaturePieces, 4> feature_rows(features + at.image * map * m.reduced, m.reduced, at.reduced,
+                                               at.first_column, columns, columns, m.width, reduced, 2 * kRows,
+                                               m.feature_row, threads);
+  const auto pixel_place = [&](int column) {
+    return fused_dense_place<kGroups>(column, pixel_rows.piece * 16);
+  };
+  const auto feature_place = [&](int column) { return column * kFeature + feature_rows.piece * 16; };
+  int next_step = 0, next_slot = 0;  // of the image, and of the ring of x
+  const auto bring = [&](int step) {
+    const bool first = next_step == 0;
+    const int row = at.first_row + next_step * kRows, slot = step % 2 * kRows;
+    const int shared = first ? 0 : kFusedHalo, rows = kFusedHalo + kRows - shared;
+    pixel_rows.bring(row - kFusedReach + shared, rows, next_slot, m.height, pixel_place);
+    gradient_rows.bring(row, kRows, slot, m.height, pixel_place);
+    feature_rows.bring(row, kRows, slot, m.height, feature_place);
+    commit_copies();
+    next_slot = (next_slot + rows) % kRing;
+    if (++next_step < at.steps) return;
+    next_step = 0;
+    pixel_rows.advance(map * m.channels * 2);
+    gradient_rows.advance(map * m.channels * 2);
+    feature_rows.advance(map * m.reduced * 2);
+  };
+  bring(0);
+  pixel_rows.clear_outside(pixel_place);
+  gradient_rows.clear_outside(pixel_place);
+  feature_rows.clear_outside(feature_place);
+
+  // ---- what a lane has to do with ----
+  const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
+  const bool first_even = quad >= 2 * t, first_odd = quad >= 2 * t + 1;  // of columns j and j + 8
+  const int even_source = ((quad + 2 * t) & 7) * 4 + t, odd_source = ((quad + 2 * t + 1) & 7) * 4 + t;
+  // Of x: matrices (columns 0-7, channels 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15).
+  const int pixel_lane =
+      fused_dense_place<kGroups>(position + matrix % 2 * 8 + i, sub * 32 + matrix / 2 * 16);
+  // Of dy: (row y, channels 0-7), (y, 8-15), (y + 1, 0-7), (y + 1, 8-15).
+  const int gradient_lane =
+      matrix / 2 * m.gradient_row + fused_dense_place<kGroups>(position + i, sub * 32 + matrix % 2 * 16);
+  // Of the features: (even positions of rows y and y + 1 by turns, channels 0-7), (even, 8-15), (odd, 0-7),
+  // (odd, 8-15).
+  const int feature_lane =
+      i % 2 * m.feature_row + (position + (i & ~1) + matrix / 2) * kFeature + matrix % 2 * 16;
+  // Two zeros, and twice the same quad, that the compiler must not know to be equal: it would copy one of two
+  // equal registers of a product at every use.
+  const uint32_t zero = static_cast<unsigned>(m.batch) >> 31,
+                 other_zero = static_cast<unsigned>(m.height) >> 31;
+  const int other_quad = quad + static_cast<int>(zero);
+
+  // Of reduced channels `quad` and quad + 8 of 16: taps 2t and 2t + 1; of the bias: kernel row `quad`.
+  float sums[kSize][kSteps][4] = {}, bias_sums[4] = {};
+  const int steps = at.steps * at.images;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies<0>();
+    meet();
+    int slot_of_x =
+        (next_slot + kRing / 2) % kRing;  // as many rows as a step meets in front of the next ones
+    if (step + 1 < steps) bring(step + 1);
+
+    uint32_t of_dy[kRows / 2][4], of_features[kRows / 2][kSteps][4], of_x[4][4];
+#pragma unroll
+    for (int q = 0; q < kRows / 2; ++q) {
+      const int slot = step % 2 * kRows + 2 * q;
+      load_matrices<4, false>(of_dy[q], gradients + slot * m.gradient_row + gradient_lane);
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+        load_matrices<4, true>(of_features[q][k], reduced + slot * m.feature_row + feature_lane + k * 32);
+      }
+    }
+    const auto fetch = [&](int r) {
+      load_matrices<4, false>(of_x[r % 4], pixels + slot_of_x * m.pixel_row + pixel_lane);
+      slot_of_x = slot_of_x + 1 == kRing ? 0 : slot_of_x + 1;
+    };
+#pragma unroll
+    for (int r = 0; r < kRows - 1; ++r) fetch(r);
+#pragma unroll
+    for (int kh = 0; kh < kSize; ++kh) {
+      fetch(kh + kRows - 1);
+      float even[kRows], odd[kRows];
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        float d[4] = {};
+        multiply_add(d, of_x[(kh + row) % 4], of_dy[row / 2][row % 2 * 2], of_dy[row / 2][row % 2 * 2 + 1],
+                     T{});
+        even[row] = first_even ? d[0] : d[2];
+        odd[row] = first_odd ? d[1] : d[3];
+      }
+      const uint32_t ones[4] = {quad == kh ? pair_of_ones(T{}) : 0, zero,
+                                other_quad == kh ? pair_of_ones(T{}) : 0, other_zero};
+#pragma unroll
+      for (int q = 0; q < kRows / 2; ++q) {
+        const uint32_t even_taps = pack(even[2 * q], even[2 * q + 1], T{});
+        const uint32_t odd_taps = pack(odd[2 * q], odd[2 * q + 1], T{});
+        const uint32_t b0 = __shfl_sync(0xffffffffu, even_taps, even_source);
+        const uint32_t b1 = __shfl_sync(0xffffffffu, odd_taps, odd_source);
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) multiply_add(sums[kh][k], of_features[q][k], b0, b1, T{});
+        multiply_add(bias_sums, ones, b0, b1, T{});
+      }
+    }
+  }
+  wait_for_copies<0>();
+  meet();
+
+  // The sums of all warps take the place of what they read.
+  const Spot all = shared_memory();
+#pragma unroll
+  for (int kh = 0; kh < kSize; ++kh) {
+    const Spot own = all + warp * F::kLayout.warp + (kh * 8 + 2 * t) * F::kTap;
+#pragma unroll
+    for (int n = 0; n < kSteps; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        store_shared(own + e % 2 * F::kTap + (n * 16 + e / 2 * 8 + quad) * 4, sums[kh][n][e]);
+      }
+    }
+    if (quad == kh) {
+      store_shared(own + F::kReduced * 4, bias_sums[0]);
+      store_shared(own + F::kTap + F::kReduced * 4, bias_sums[1]);
+    }
+  }
+  meet();
+  constexpr int kTaps = kSize * kSize;
+  const int groups = m.groups - at.group < kGroups ? m.groups - at.group : kGroups;
+  const int reduced_here = m.reduced - at.reduced < F::kReduced ? m.reduced - at.reduced : F::kReduced;
+  const int columns_here = reduced_here + (at.reduced == 0 ? 1 : 0);  // the first slice has the bias
+  parts += (at.part * m.groups + at.group) * kTaps * (m.reduced + 1);
+#pragma unroll 1
+  for (int e = static_cast<int>(threadIdx.x); e < groups * kTaps * columns_here; e += threads) {
+    const int r = e % columns_here, tap = e / columns_here % kTaps, g = e / columns_here / kTaps;
+    const bool of_bias = r == reduced_here;
+    const Spot from = all + g * F::kLayout.warp + (tap / kSize * 8 + tap % kSize) * F::kTap +
+                      (of_bias ? F::kReduced : r) * 4;
+    float sum = 0;
+#pragma unroll 1
+    for (int run = 0; run < m.runs; ++run) sum += load_shared<float>(from + run * kGroups * F::kLayout.warp);
+    parts[(g * kTaps + tap) * (m.reduced + 1) + (of_bias ? m.reduced : at.reduced + r)] = sum;
+  }
+}
+
+// The sum of `count` parts of (rows, reduced + 1), rounded to T: 32 numbers a block, of which each warp adds
+// up every kWarps-th part. Where there is no dweight or no dbias, it is not asked for.
+template <typename T, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32)
+    fused_parts_kernel(const float* __restrict__ parts, int64_t count, int rows, int reduced,
+                       T* __restrict__ dweight, T* __restrict__ dbias) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t numbers = static_cast<int64_t>(rows) * (reduced + 1);
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * 32 + lane;
+  float sum = 0;
+  if (number < numbers) {
+#pragma unroll 4
+    for (int64_t part = warp; part < count; part += kWarps) sum += parts[part * numbers + number];
+  }
+  const Spot sums = shared_memory() + lane * 4;
+  store_shared(sums + warp * 128, sum);
+  meet();
+  if (warp > 0 || number >= numbers) return;
+#pragma unroll
+  for (int other = 1; other < kWarps; ++other) sum += load_shared<float>(sums + other * 128);
+  const auto row = static_cast<int>(number / (reduced + 1)), r = static_cast<int>(number % (reduced + 1));
+  if (r < reduced) {
+    if (dweight != nullptr) dweight[static_cast<int64_t>(row) * reduced + r] = narrowed<T>(sum);
+  } else if (dbias != nullptr) {
+    dbias[row] = narrowed<T>(sum);
+  }
+}
+
+}  // namespace involution

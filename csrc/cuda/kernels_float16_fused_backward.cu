@@ -1,0 +1,8 @@
+#include "launch_fused_backward.cuh"
+
+namespace involution {
+
+template cudaError_t launch_fused_backward(const FusedBackwardPlan&, const FusedBackwardOperands<Float16>&,
+                                           cudaStream_t);
+
+}  // namespace involution
