@@ -152,7 +152,7 @@ def why_unavailable(
             f"for an input of {tuple(input.shape[2:])} and stride {stride}."
         )
     for name, tensor in (("input", input), ("features", features)):
-        if not tensor.is_contiguous(memory_format=torch.channels_last):
+        if not _is_dense_channels_last(tensor):
             return f"The fused kernel is for dense channels_last storage, but the {name} is stored otherwise."
     return None
 
@@ -185,9 +185,16 @@ def why_no_backward(
             f"The kernels of the backward pass are for kernel size {BACKWARD_KERNEL_SIZE} and stride "
             f"{BACKWARD_STRIDE}, not for {tuple(kernel_size)} and {tuple(stride)}."
         )
-    if grad.dtype != input.dtype or not grad.is_contiguous(memory_format=torch.channels_last):
+    if grad.dtype != input.dtype or not _is_dense_channels_last(grad):
         return "The kernels of the backward pass are for a gradient with the dtype and storage of the input."
     return None
+
+
+def _is_dense_channels_last(map: Tensor) -> bool:
+    """By its strides, because to ask ``is_contiguous`` for a memory format is an error under ``torch.vmap``."""
+    _, channels, height, width = map.shape
+    dense = (height * width * channels, 1, width * channels, channels)
+    return all(own == of or size == 1 for own, of, size in zip(map.stride(), dense, map.shape, strict=True))
 
 
 def why_slower(features: Tensor) -> str | None:

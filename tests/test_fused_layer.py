@@ -264,6 +264,17 @@ def test_the_choice_is_compiled(monkeypatch) -> None:
     assert asked[0] == 0
 
 
+def test_the_choice_under_vmap(monkeypatch) -> None:
+    """As for a GPU: storage is asked for of a tensor that has an axis more than the layer sees."""
+    monkeypatch.setattr(_fused, "_why_not_on", lambda index: None)
+    monkeypatch.setattr(_fused, "DEVICE_TYPE", "cpu")
+    layer = Involution2d(32, dtype=torch.bfloat16).eval()
+    for x in (torch.randn(3, 2, 9, 5, 32).movedim(-1, 2), torch.randn(3, 2, 32, 9, 5)):
+        expected = torch.stack([layer(images) for images in x.bfloat16()])
+        result = torch.func.vmap(layer)(x.bfloat16())
+        torch.testing.assert_close(result, expected, rtol=0.02, atol=0.02)
+
+
 def test_an_epilogue_of_a_norm_without_parameters(everything_fused) -> None:
     """Its factors travel with the state of the network, as the norm's statistics do."""
     norm = nn.BatchNorm2d(16, affine=False, dtype=torch.float64).eval()
