@@ -1,4 +1,5 @@
-// Conversions of csrc/half_types.h to float and back for a C++ compiler, as the device's instructions do them.
+// Conversions of csrc/half_types.h to float and back for a C++ compiler, as the device's instructions do
+// them.
 #pragma once
 
 #include <cstdint>
