@@ -35,9 +35,7 @@ def test_examples(name):
 
 
 def public(package: str) -> list[str]:
-    if package == "detection":
-        pytest.importorskip("torchvision", exc_type=ImportError)
-    module = importlib.import_module(f"involution.{package}") if package else involution
+    module = pytest.importorskip(f"involution.{package}", exc_type=ImportError) if package else involution
     return [f"{module.__name__}.{name}" for name in module.__all__ if inspect.getdoc(getattr(module, name))]
 
 
