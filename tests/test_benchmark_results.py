@@ -227,7 +227,7 @@ def test_there_are_records():
 def test_committed_records(path):
     """They are whole, and the next run of the device takes their place."""
     kind = path.stem.rsplit("-", 1)[-1]
-    least = {"network": 12, "layer": 12, "detection": 6, "scenes": 1}
+    least = {"network": 12, "layer": 12, "detection": 6, "scenes": 6}
     document = results.load(path, kind if kind in least else "operator")
     assert results.default_path(document) == path
     assert len(document["results"]) >= least.get(kind, 12)
