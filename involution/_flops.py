@@ -54,9 +54,8 @@ def _of_the_gradients(
 ) -> int:
     """Those of the operations that they are composed of."""
     elements = weight[0] * math.prod((features[0], *features[2:]))
-    product = (
-        2 * elements * features[1]
-    )  # makes the kernels; from their gradient, that of features and weight
+    # It makes the kernels, and from their gradient that of the features and that of the weight.
+    product = 2 * elements * features[1]
     weighing = 2 * elements * input[1] // max(1, weight[0] // math.prod(kernel_size))
     return product * sum(asked[:3]) + weighing * (asked[0] + any(asked[1:]))
 

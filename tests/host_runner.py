@@ -242,7 +242,8 @@ class FusedBackwardRunner(HostRunner):
 
     def _build(self) -> Path:
         kernels = host_build.ROOT / "csrc" / "cuda"
-        sources = [host_build.HOST / "fused_backward_runner.cpp", kernels / "fused_backward_plan.cpp"]
+        plans = [kernels / "fused_plan.cpp", kernels / "fused_backward_plan.cpp"]
+        sources = [host_build.HOST / "fused_backward_runner.cpp", *plans]
         return host_build.build(
             "fused_backward_runner", [*sources, *sorted(kernels.glob("kernels_*_fused_backward.cu"))]
         )

@@ -136,8 +136,7 @@ def run(name: str, program: str, mistake: tuple[str, ...], folder: Path, others:
     (sources / "cuda" / file).write_text(text.replace(right, wrong) if right else text)
     inputs = [host_build.HOST / program, *others]
     if program != "mistaken.cpp":  # a plan that lays a block out otherwise
-        plan = "fused_plan.cpp" if program == "mistaken_fused.cpp" else "fused_backward_plan.cpp"
-        inputs.append(sources / "cuda" / plan)
+        inputs += [sources / "cuda" / "fused_plan.cpp", sources / "cuda" / "fused_backward_plan.cpp"]
     include = [f"-I{host_build.HOST}", f"-I{sources}"]
     subprocess.run(
         ["g++", *host_build.FLAGS, *include, *map(str, inputs), "-o", str(folder / "mistaken")],

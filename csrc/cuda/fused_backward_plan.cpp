@@ -10,15 +10,11 @@
 namespace involution {
 namespace {
 
+// The kernels for gradients take what those of the forward pass take, for one size of windows and no stride.
 const char* why_none(const FusedProblem& p) {
-  if (p.group_channels != kFusedGroupChannels) return "a group does not have 16 channels";
   if (p.kernel[0] != kFusedBackwardSize || p.kernel[1] != kFusedBackwardSize) return "the kernel is not 7x7";
   if (p.stride[0] != 1 || p.stride[1] != 1) return "the stride is not 1";
-  if (p.reduced % 8 != 0 || p.reduced > 128) return "the reduced channels are not a multiple of 8 up to 128";
-  // Places in an image are 32 bits.
-  const int64_t image = p.height * p.width * std::max(p.channels, p.reduced) * 2;
-  if (image >= int64_t{1} << 32) return "an image has 4 GiB or more";
-  return nullptr;
+  return why_not_fused(p);
 }
 
 // The strips, chunks and sets of images whose launch ends soonest.

@@ -8,9 +8,8 @@
 #include "launch_cost.h"
 
 namespace involution {
-namespace {
 
-const char* why_none(const FusedProblem& p) {
+const char* why_not_fused(const FusedProblem& p) {
   if (p.group_channels != kFusedGroupChannels) return "a group does not have 16 channels";
   if (p.kernel[0] != p.kernel[1] || (p.kernel[1] != 3 && p.kernel[1] != 5 && p.kernel[1] != 7)) {
     return "the kernel is not 3x3, 5x5 or 7x7";
@@ -22,6 +21,8 @@ const char* why_none(const FusedProblem& p) {
   if (image >= int64_t{1} << 32) return "an image has 4 GiB or more";
   return nullptr;
 }
+
+namespace {
 
 // The strips and chunks whose launch ends soonest.
 class Search {
@@ -107,7 +108,7 @@ class Search {
 
 FusedPlan make_fused_plan(const FusedProblem& problem, const DeviceLimits& limits) {
   FusedPlan plan{};
-  plan.reason = why_none(problem);
+  plan.reason = why_not_fused(problem);
   if (plan.reason != nullptr) return plan;
   plan.kernel = static_cast<int>(problem.kernel[0]);
   plan.stride = static_cast<int>(problem.stride[0]);

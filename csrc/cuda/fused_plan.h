@@ -96,6 +96,9 @@ struct FusedPlan {
   int64_t blocks;
 };
 
+// Why the fused kernels do not take a problem, whatever the device, or null.
+const char* why_not_fused(const FusedProblem& problem);
+
 FusedPlan make_fused_plan(const FusedProblem& problem, const DeviceLimits& limits);
 
 // In words, on one line.

@@ -114,7 +114,7 @@ def _drawn(part: str, index: int) -> tuple[torch.Tensor, Scene]:
     return tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()), scene
 
 
-class _Drawn(ImageData):
+class _DigitScenes(ImageData):
     """Scenes of digits. In training they are new in each epoch; tests are the same always.
 
     Args:
@@ -134,7 +134,7 @@ class _Drawn(ImageData):
         return [(part, index) for index in range(self.counts[part])]
 
 
-class Scenes(_Drawn, ObjectData):
+class Scenes(_DigitScenes, ObjectData):
     """Scenes of digits, with their boxes and masks."""
 
     def __init__(self, **common: Any) -> None:
@@ -147,7 +147,7 @@ class Scenes(_Drawn, ObjectData):
         return image, self.objects(image, source, tight_boxes(masks), labels, crowds, areas, shown)
 
 
-class SceneMaps(_Drawn, PixelData):
+class SceneMaps(_DigitScenes, PixelData):
     """The same scenes with a class for each pixel: the digit, or background."""
 
     def __init__(self, **common: Any) -> None:
