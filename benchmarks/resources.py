@@ -151,9 +151,10 @@ def main_kernels() -> str:
         for stride in (1, 2)
         for last in ("false", "true")
     ]
+    # Of RedNet's padding, 3, the transposed operation has the residue 1 with a stride of 2.
     fma = [
-        f"template __global__ void fma_kernel<Operation::{operation}, 7, {stride}>"
-        f"({march}, const float*, const float*, float*);"
+        f"template __global__ void fma_kernel<Operation::{operation}, 7, {stride}"
+        f"{', 1' if (operation, stride) == ('kTranspose', 2) else ''}>({march}, const float*, const float*, float*);"
         for operation in OPERATIONS
         for stride in (1, 2)
     ]
@@ -167,16 +168,22 @@ def main_resources(nvcc: str, architecture: str, folder: Path) -> list[Resources
     return compile_cubin(nvcc, source, architecture, folder / "main_kernels.cubin")
 
 
-def print_plans(folder: Path, registers: dict[str, int]) -> None:
-    """The plans for RedNet's shapes at batch 32 on an H200, and how many of their blocks a multiprocessor holds."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        print("Without a C++ compiler there is no table of plans.")
-        return
+def build_plans(folder: Path) -> Path:
+    """The program that says how a launch is cut up (plans.cpp)."""
     program = folder / "plans"
     sources = [str(SOURCES.parent.parent / "benchmarks" / "plans.cpp")]
     sources += [str(SOURCES / name) for name in ("plan.cpp", "layout.cpp", "layout_rows.cpp")]
+    compiler = os.environ.get("CXX", "c++")
     subprocess.run([compiler, "-std=c++17", f"-I{SOURCES.parent}", *sources, "-o", str(program)], check=True)
+    return program
+
+
+def print_plans(folder: Path, registers: dict[str, int]) -> None:
+    """The plans for RedNet's shapes at batch 32 on an H200, and how many of their blocks a multiprocessor holds."""
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        print("Without a C++ compiler there is no table of plans.")
+        return
+    program = build_plans(folder)
     print(f"\n{'plan (batch 32, H200)':<52}{'warps':>8}{'shared KiB':>12}{'blocks':>8}{'resident':>10}")
     for operation, name in enumerate(("involution", "involution_transpose", "local_correlation")):
         for size, dtype in ((2, "bfloat16"), (4, "float32")):

@@ -26,7 +26,7 @@ MISTAKES = {
         "wait_for_copies_but(m.stages - 1);",
         "a race",
     ),
-    "no wait for the first step": ("launch_march.cuh", "  wait_for_copies<0>();\n", "", "WRONG"),
+    "no rows of the first step alone": ("march.cuh", ".bring(m.halo);", ".bring(0);", "WRONG"),
     "no barrier": (
         "march.cuh",
         "      wait_for_copies_but(m.stages - 2);\n      meet();\n",
@@ -35,14 +35,14 @@ MISTAKES = {
     ),
     "no zeros outside": (
         "march.cuh",
-        "if (team < m.teams) source.clear_outside(m.source, source_share, m.teams);",
+        "if (!m.cleared) rows.clear_outside();",
         "",
         "WRONG",
     ),
     "columns outside": ("share.cuh", "first = smaller(first, end);", "first = 0;", "AddressSanitizer"),
     "no zeros above and below": (
         "march.cuh",
-        "const bool exists = static_cast<unsigned>(source.row) < static_cast<unsigned>(source_frame[1]);",
+        "const bool exists = static_cast<unsigned>(flow_.row) < static_cast<unsigned>(frame_[1]);",
         "const bool exists = true;",
         "AddressSanitizer",
     ),
@@ -54,14 +54,14 @@ MISTAKES = {
     ),
     "a read behind the last unit": (
         "band_forward.cuh",
-        "own.live[kUnits - 1] ? of_unit : 0",
+        "own.last_unit ? of_unit : 0",
         "of_unit",
         "a race",
     ),
     "results of the wrong step": (
         "march.cuh",
-        "((step - 1) & 1) * m.result.next",
-        "(step & 1) * m.result.next",
+        "(step & 1) * s.next",
+        "(~step & 1) * s.next",
         "a race",
     ),
 }

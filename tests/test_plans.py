@@ -119,7 +119,7 @@ def test_packs_are_halved_for_idle_multiprocessors_alone(program: Path) -> None:
 def test_a_number_can_be_forced(program: Path) -> None:
     arguments = (program, "involution", 2, True, 32, 64, 56)
     _, own = plan(*arguments)
-    _, forced = plan(*arguments, forced="stages=4 producers=2 chunks=7")
-    assert (forced["stages"], forced["producers"], forced["chunks"]) == (4, 2, 7)
+    _, forced = plan(*arguments, forced="stages=4 producers=5 chunks=7")
+    assert (forced["stages"], forced["producers"], forced["chunks"]) == (4, 5, 7)
     assert forced["channels"] == own["channels"]
     assert plan(*arguments, forced="generic")[0] == "generic: INVOLUTION_CUDA_PLAN asks for it"

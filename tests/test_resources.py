@@ -28,16 +28,15 @@ def test_the_compilers_report_is_understood() -> None:
 
 # A block of 640 threads leaves each 96 registers. Of the transposed operation, whose sums take most of them, the
 # compiler keeps a few values in memory and reads each back once a step, outside of the loops over the rows and the
-# kernel. The form that needs none of that moves the sums from register to register in every step, which takes longer,
-# and so would blocks of fewer warps.
+# kernel.
 @pytest.mark.skipif(NVCC is None, reason="no nvcc (CUDA toolkit) to compile the kernels with")
-@pytest.mark.parametrize(("architecture", "spilled_by_transposes"), [("sm_80", 116), ("sm_90", 72)])
+@pytest.mark.parametrize(("architecture", "spilled_by_transposes"), [("sm_80", 48), ("sm_90", 16)])
 def test_the_main_kernels_do_not_spill(architecture: str, spilled_by_transposes: int, tmp_path: Path) -> None:
     table = resources.main_resources(NVCC or "", architecture, tmp_path)
     # 3 operations x 2 strides x (float32, and bfloat16 in 2 formats)
     assert len(table) == 3 * 2 * (1 + 2)
-    transposes = [row for row in table if row.kernel.startswith("band_kernel<BFloat16, (Operation)1")]
-    assert len(transposes) == 4
+    transposes = [row for row in table if "(Operation)1" in row.kernel]
+    assert len(transposes) == 2 * (1 + 2)
     assert max(row.spill_stores + row.spill_loads for row in transposes) <= spilled_by_transposes
     assert not [row for row in table if not row.clean and row not in transposes]
     # What a block of the largest size leaves each thread.

@@ -124,27 +124,46 @@ __device__ __forceinline__ void load_source_rest(uint32_t (&a)[2], Spot at) {
   if constexpr (kUnit == 8) a[1] = 0;
 }
 
-// 16 (8) channels by 8 positions of sums, kStep columns apart, to a row of results in either format: a lane's
-// part of it. `columns` exist from the first position on.
-template <typename T, int kUnit, int kStep>
+// kUnits units of 16 (8) channels by 8 positions of sums, kStep columns apart, to a row of results in either
+// format: a lane's part of it. `columns` exist from the first position on; the last unit may not exist.
+template <typename T, int kUnits, int kUnit, int kStep>
 class BandResults {
  public:
   __device__ __forceinline__ BandResults(const ActivationPitch& pitch, bool channels_last, int columns,
-                                         int lane)
+                                         bool last_unit, int lane)
       : pitch_(pitch),
         channels_last_(channels_last),
+        last_unit_(last_unit),
         lane_(channels_last ? lane / 4 * kStep * pitch.column + lane % 4 * 4
                             : lane / 4 * pitch.channel + lane % 4 * 2 * kStep * pitch.column),
+        row_(lane % 8 * kStep * pitch.column + lane / 8 * 16),
         left_(columns - lane % 4 * 2 * kStep) {}
 
-  __device__ __forceinline__ void store(Spot to, const float (&sums)[4]) const {
-    const uint32_t low = pack(sums[0], sums[1], T{}), high = pack(sums[2], sums[3], T{});
-    if (channels_last_) {
-      store_shared(to + lane_, transpose_matrix(low));
-      if constexpr (kUnit == 16) store_shared(to + lane_ + 16, transpose_matrix(high));
-    } else {
-      put(to + lane_, low);
-      if constexpr (kUnit == 16) put(to + lane_ + 8 * pitch_.channel, high);
+  __device__ __forceinline__ void store(Spot to, const float (&sums)[kUnits][4]) const {
+    uint32_t pairs[kUnits * 2];  // matrices of 8 channels
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      pairs[2 * i] = pack(sums[i][0], sums[i][1], T{}), pairs[2 * i + 1] = pack(sums[i][2], sums[i][3], T{});
+    }
+    if (kUnit == 16 && channels_last_) {
+      const uint32_t first[2] = {pairs[0], pairs[1]};
+      if (kUnits == 1 || last_unit_) {
+        store_transposed(to + row_, to + lane_, pairs);
+      } else {
+        store_transposed(to + row_, to + lane_, first);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      const Spot of_unit = to + lane_ + i * kUnit * pitch_.channel;
+      if (i > 0 && !last_unit_) return;
+      if (channels_last_) {
+        store_shared(of_unit, transpose_matrix(pairs[2 * i]));
+      } else {
+        put(of_unit, pairs[2 * i]);
+        if constexpr (kUnit == 16) put(of_unit + 8 * pitch_.channel, pairs[2 * i + 1]);
+      }
     }
   }
 
@@ -161,7 +180,9 @@ class BandResults {
 
   const ActivationPitch& pitch_;
   const bool channels_last_;
+  const bool last_unit_;
   const int lane_;
+  const int row_;
   const int left_;  // columns from the lane's first on
 };
 
@@ -175,21 +196,20 @@ struct BandWarp {
   int channel;        // the first of the first unit, in the pack
   int group;          // of the first unit, in bytes of kernel values
   int to_next_group;  // from the first unit's to the second's
-  bool live[kUnits];
+  bool last_unit;     // exists
 
   __device__ __forceinline__ BandWarp(const March& m, int warp) {
-    const int units = m.pack_channels / kUnit, warps_of_run = (units + kUnits - 1) / kUnits;
-    const int run_of_step = small_quotient(warp, warps_of_run);
-    row = small_quotient(run_of_step, m.runs);
+    const int units = m.pack_channels / kUnit;
+    const int run_of_step = quotient(warp, m.by_warps_of_run);
+    row = quotient(run_of_step, m.by_runs);
     run = run_of_step - row * m.runs;
-    const int first = (warp - run_of_step * warps_of_run) * kUnits;
+    const int first = (warp - run_of_step * m.warps_of_run) * kUnits;
     channel = first * kUnit;
-    group = small_quotient(channel, m.group_channels) * m.weight_pitch.group;
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) live[i] = first + i < units;
+    group = quotient(channel, m.by_group_channels) * m.weight_pitch.group;
+    last_unit = first + kUnits <= units;
     to_next_group = 0;
-    if (kUnits == 2 && live[kUnits - 1]) {
-      to_next_group = small_quotient(channel + kUnit, m.group_channels) * m.weight_pitch.group - group;
+    if (kUnits == 2 && last_unit) {
+      to_next_group = quotient(channel + kUnit, m.by_group_channels) * m.weight_pitch.group - group;
     }
   }
 };

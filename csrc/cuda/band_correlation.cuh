@@ -14,6 +14,8 @@
 //
 //   S = 1   1 LDSM, 1 HMMA, 2 selects, 1 conversion, 2 stores
 //   S = 2   2 LDSM, 2 HMMA, 2 selects, 1 conversion, 2 stores
+//
+// In all: 22 a position and group at K = 7 on 64x56x56, 31 on 512x7x7 (band_forward.cuh).
 #pragma once
 
 #include "band.cuh"
@@ -26,15 +28,16 @@ template <typename T, int KW, int KH, int S, bool kChannelsLast>
 __device__ __forceinline__ void band_correlation(const March& m, const Place& at, const Steps& steps) {
   constexpr int kUnit = KH > 0 ? 16 : 8, kGroups = 2;
   const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32);
-  const int groups = m.pack_channels / m.group_channels;
-  const int warps_of_run = (groups + kGroups - 1) / kGroups;
-  const int run = warp / warps_of_run % m.runs * kBandRun;
-  const int first_row_of_step = warp / (warps_of_run * m.runs);
+  const int groups = quotient(m.pack_channels, m.by_group_channels);
+  const int run_of_step = quotient(warp, m.by_warps_of_run);
+  const int first_row_of_step = quotient(run_of_step, m.by_runs);
+  const int run = (run_of_step - first_row_of_step * m.runs) * kBandRun;
+  const int first_group = (warp - run_of_step * m.warps_of_run) * kGroups;
   int group[kGroups];
   bool live[kGroups];  // the last warp of an odd number of groups computes its last one twice
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
-    const int wanted = warp % warps_of_run * kGroups + i;
+    const int wanted = first_group + i;
     live[i] = wanted < groups;
     group[i] = live[i] ? wanted : groups - 1;
   }
@@ -48,8 +51,8 @@ __device__ __forceinline__ void band_correlation(const March& m, const Place& at
   const bool query_channels_last = m.second.piece_columns == 0;
   const Spot shared = shared_memory();
   const Spot keys = shared + m.source.base + run * S * m.source_pitch.column;
-  const int own_keys = place(m.source_pitch, kChannelsLast, matrix % 2 * 8, matrix / 2 * 8);
-  const int rest_keys = place(m.source_pitch, kChannelsLast, 16, matrix % 2 * 8);
+  const int own_keys = place(m.source_pitch, kChannelsLast, matrix % 2 * 8, kUnit == 16 ? matrix / 2 * 8 : 0);
+  const int to_rest = place(m.source_pitch, kChannelsLast, 16, kUnit == 16 ? matrix % 2 * 8 : 0) - own_keys;
   // Of 8 channels there is one matrix, which is loaded twice.
   const Spot queries = shared + m.second.base + run * m.other_pitch.column +
                        place(m.other_pitch, query_channels_last, 0, kUnit == 16 ? matrix % 2 * 8 : 0);
@@ -71,7 +74,10 @@ __device__ __forceinline__ void band_correlation(const March& m, const Place& at
   const int odd_at = m.weight_pitch.column + odd_tap * m.weight_pitch.point;
 
   int first_row = 0, slot = 0;
-  const auto compute_row = [&](int row_of_step, Spot to) {
+  const auto compute_row = [&](auto form, int row_of_step, Spot to) {
+    using F = decltype(form);
+    const int slices = F::kFlat ? 1 : m.kernel[0];
+    const int to_kernel_row = F::kTogether ? KW * static_cast<int>(sizeof(T)) : m.weight_pitch.kernel_row;
     int first = first_row + row_of_step * to_next_row;
     if (first >= source_ring) first -= source_ring;
     const Spot query = queries + slot + row_of_step * m.other_pitch.row;
@@ -86,15 +92,14 @@ __device__ __forceinline__ void band_correlation(const March& m, const Place& at
     };
     const auto load_key = [&](uint32_t (&a)[4], uint32_t (&rest)[2], Spot at) {
       if constexpr (kUnit == 16) {
-        load_matrices<4, !kChannelsLast>(a, at + own_keys);
-        if constexpr (S == 2) load_matrices<2, !kChannelsLast>(rest, at + rest_keys);
+        load_matrices<4, !kChannelsLast>(a, at);
+        if constexpr (S == 2) load_matrices<2, !kChannelsLast>(rest, at + to_rest);
       } else {
         uint32_t octets[2];
-        load_matrices<2, !kChannelsLast>(octets,
-                                         at + place(m.source_pitch, kChannelsLast, matrix % 2 * 8, 0));
+        load_matrices<2, !kChannelsLast>(octets, at);
         a[0] = octets[0], a[1] = octets[1];
         if constexpr (S == 2) {
-          load_matrices<2, !kChannelsLast>(octets, at + place(m.source_pitch, kChannelsLast, 16, 0));
+          load_matrices<2, !kChannelsLast>(octets, at + to_rest);
           rest[0] = octets[0];
         }
       }
@@ -116,16 +121,16 @@ __device__ __forceinline__ void band_correlation(const March& m, const Place& at
         }
       }
     };
-    const auto finish = [&](const float (&c)[4], const float (&c_rest)[4], Spot kernel_row, int i) {
+    Spot even_to[kGroups], odd_to[kGroups], key[kGroups];
+    const auto finish = [&](const float (&c)[4], const float (&c_rest)[4], int kh, int i) {
       float of_even = even_octet == 0 ? c[0] : c[2], of_odd = odd_octet == 0 ? c[1] : c[3];
       if constexpr (S == 2) {
         of_even = even_octet == 2 ? c_rest[0] : of_even;
         of_odd = odd_octet == 2 ? c_rest[1] : of_odd;
       }
       const uint32_t pair = pack(of_even, of_odd, T{});
-      const Spot to = kernel_row + group[i] * m.weight_pitch.group;
-      if (has_even && live[i]) store_shared(to + even_at, static_cast<uint16_t>(pair));
-      if (has_odd && live[i]) store_shared(to + odd_at, static_cast<uint16_t>(pair >> 16));
+      if (has_even && live[i]) store_shared(even_to[i] + kh * to_kernel_row, static_cast<uint16_t>(pair));
+      if (has_odd && live[i]) store_shared(odd_to[i] + kh * to_kernel_row, static_cast<uint16_t>(pair >> 16));
     };
 
     if constexpr (KH > 0) {
@@ -133,18 +138,21 @@ __device__ __forceinline__ void band_correlation(const March& m, const Place& at
       for (int i = 0; i < kGroups; ++i) load_query(i, 0);
     }
 #pragma unroll 1
-    for (int kd = 0; kd < m.kernel[0]; ++kd, to += m.weight_pitch.kernel_slice) {
-      const Spot slice = keys + kd * m.source.slice_pitch;
-      Spot kernel_row = to;
+    for (int kd = 0; kd < slices; ++kd) {
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) {
+        const Spot of_group = to + kd * m.weight_pitch.kernel_slice + group[i] * m.weight_pitch.group;
+        even_to[i] = of_group + even_at;
+        odd_to[i] = of_group + odd_at;
+        key[i] = keys + kd * m.source.slice_pitch + group[i] * m.group_channels * m.source_pitch.channel +
+                 own_keys;
+      }
       int row = first;
       if constexpr (KH > 0) {
         uint32_t a[2][kGroups][4], rest[2][kGroups][2];
         const auto fetch = [&](int into) {
 #pragma unroll
-          for (int i = 0; i < kGroups; ++i) {
-            load_key(a[into][i], rest[into][i],
-                     slice + row + group[i] * m.group_channels * m.source_pitch.channel);
-          }
+          for (int i = 0; i < kGroups; ++i) load_key(a[into][i], rest[into][i], key[i] + row);
           row = next_in_ring(row, m.source.row_pitch, source_ring);
         };
         fetch(0);
@@ -155,8 +163,7 @@ __device__ __forceinline__ void band_correlation(const March& m, const Place& at
 #pragma unroll
           for (int i = 0; i < kGroups; ++i) product(c[i], c_rest[i], a[kh % 2][i], rest[kh % 2][i], i);
 #pragma unroll
-          for (int i = 0; i < kGroups; ++i) finish(c[i], c_rest[i], kernel_row, i);
-          kernel_row += m.weight_pitch.kernel_row;
+          for (int i = 0; i < kGroups; ++i) finish(c[i], c_rest[i], kh, i);
         }
       } else {
 #pragma unroll 1
@@ -168,31 +175,31 @@ __device__ __forceinline__ void band_correlation(const March& m, const Place& at
 #pragma unroll
             for (int i = 0; i < kGroups; ++i) {
               load_query(i, channel);
-              load_key(a, rest,
-                       slice + row + (group[i] * m.group_channels + channel) * m.source_pitch.channel);
+              load_key(a, rest, key[i] + row + channel * m.source_pitch.channel);
               product(c[i], c_rest[i], a, rest, i);
             }
           }
 #pragma unroll
-          for (int i = 0; i < kGroups; ++i) finish(c[i], c_rest[i], kernel_row, i);
-          kernel_row += m.weight_pitch.kernel_row;
+          for (int i = 0; i < kGroups; ++i) finish(c[i], c_rest[i], kh, i);
           row = next_in_ring(row, m.source.row_pitch, source_ring);
         }
       }
     }
   };
+  walk_form<T>(m, [&](auto form) {
 #pragma unroll 1
-  for (int step = 0; step < steps.count; ++step) {
-    meet();
-    const Spot to = taps + (step & 1) * m.result.next * m.result.row_pitch;
+    for (int step = 0; step < steps.count; ++step) {
+      meet();
+      const Spot to = taps + (step & 1) * m.result.next * m.result.row_pitch;
 #pragma unroll 1
-    for (int row = first_row_of_step; row < m.step_rows; row += m.warp_rows) {
-      compute_row(row, to + row * m.weight_pitch.row);
+      for (int row = first_row_of_step; row < m.step_rows; row += m.warp_rows) {
+        compute_row(form, row, to + row * m.weight_pitch.row);
+      }
+      first_row += to_next_step;
+      if (first_row >= source_ring) first_row -= source_ring;
+      slot = next_in_ring(slot, m.second.next * m.second.row_pitch, second_ring);
     }
-    first_row += to_next_step;
-    if (first_row >= source_ring) first_row -= source_ring;
-    slot = next_in_ring(slot, m.second.next * m.second.row_pitch, second_ring);
-  }
+  });
   meet();
 }
 

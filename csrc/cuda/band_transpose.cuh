@@ -11,7 +11,8 @@
 //   S = 2   8 columns of either residue, one unit
 //
 // For each row of the kernel, unit and 8 columns: two LDS of two bytes, two PRMT and one HMMA; one LDSM
-// serves all rows of the kernel.
+// serves all rows of the kernel. In all: 21 a position and group at K = 7 on 64x56x56, 34 on 512x7x7
+// (band_forward.cuh).
 #pragma once
 
 #include "band.cuh"
@@ -38,14 +39,15 @@ __device__ __forceinline__ void band_transpose(const March& m, const Place& at, 
     phase[e] = slot_phase<true>(m, at, band[e].column);
   }
   const int left = m.input[2] - (at.strip * m.runs + own.run) * kBandRun * S;
-  const BandResults<T, kUnit, S> results(m.other_pitch, m.result_channels_last, left, lane);
+  const BandResults<T, kUnits, kUnit, S> results(m.other_pitch, m.result_channels_last, left, own.last_unit,
+                                                 lane);
 
   const Spot shared = shared_memory();
   const Spot pixels = shared + m.source.base + own.run * 8 * m.source_pitch.column + source.own +
                       own.channel * m.source_pitch.channel;
   // A unit that does not exist reads what the first reads: behind it there may be what is being written.
   const int of_unit = kChannelsLast ? kUnit * 2 : kUnit * m.source_pitch.channel;
-  const int to_next_unit = own.live[kUnits - 1] ? of_unit : 0;
+  const int to_next_unit = own.last_unit ? of_unit : 0;
   const Spot taps = shared + m.second.base + own.run * 8 * m.weight_pitch.column + own.group;
   const Spot out =
       shared + m.result.base + own.run * 8 * S * m.other_pitch.column + own.channel * m.other_pitch.channel;
@@ -58,38 +60,44 @@ __device__ __forceinline__ void band_transpose(const March& m, const Place& at, 
   int row = 0, slot = 0;
 
   // Adds a slice of a row of y. `multiply(kh, fragments, taps)` says to which sums a row of the kernel adds.
-  const auto add_slice = [&](int kd, Spot weights, const int (&low_at)[S], const int (&high_at)[S],
+  const auto add_slice = [&](auto form, int kd, Spot weights, const int (&low_at)[S], const int (&high_at)[S],
                              const auto& multiply) {
+    using F = decltype(form);
     uint32_t a[kUnits][4];
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
       load_source<kChannelsLast, kUnit>(a[i], pixels + row + kd * m.source.slice_pitch + i * to_next_unit);
     }
-    Spot kernel_row = weights + kd * m.second.slice_pitch;
+    const int kernel_row = F::kTogether ? KW * static_cast<int>(sizeof(T)) : m.weight_pitch.kernel_row;
+    Spot low_from[S], high_from[S];
+#pragma unroll
+    for (int e = 0; e < S; ++e) {
+      low_from[e] = weights + kd * m.second.slice_pitch + low_at[e];
+      high_from[e] = weights + kd * m.second.slice_pitch + high_at[e];
+    }
     uint32_t low[2][S][kUnits], high[2][S][kUnits];
-    const auto fetch = [&](int into) {
+    const auto fetch = [&](int into, int kh) {
 #pragma unroll
       for (int e = 0; e < S; ++e) {
 #pragma unroll
         for (int i = 0; i < kUnits; ++i) {
-          low[into][e][i] = load_shared<uint16_t>(kernel_row + i * own.to_next_group + low_at[e]);
-          high[into][e][i] = load_shared<uint16_t>(kernel_row + i * own.to_next_group + high_at[e]);
+          low[into][e][i] = load_shared<uint16_t>(low_from[e] + i * own.to_next_group + kh * kernel_row);
+          high[into][e][i] = load_shared<uint16_t>(high_from[e] + i * own.to_next_group + kh * kernel_row);
         }
       }
-      kernel_row += m.weight_pitch.kernel_row;
     };
     if constexpr (KH > 0) {
-      fetch(0);
+      fetch(0, 0);
 #pragma unroll
       for (int kh = 0; kh < KH; ++kh) {
-        if (kh + 1 < KH) fetch((kh + 1) % 2);
+        if (kh + 1 < KH) fetch((kh + 1) % 2, kh + 1);
         multiply(kh, a, low[kh % 2], high[kh % 2]);
       }
     } else {
 #pragma unroll
       for (int kh = 0; kh < kHeight; ++kh) {
         if (kh < m.kernel[1]) {
-          fetch(0);
+          fetch(0, kh);
           multiply(kh, a, low[0], high[0]);
         }
       }
@@ -138,7 +146,7 @@ __device__ __forceinline__ void band_transpose(const March& m, const Place& at, 
   };
 
   // Adds a row of y; with KH the sums have moved up then.
-  const auto add_row = [&](int o, Spot weights) {
+  const auto add_row = [&](auto form, int o, Spot weights) {
     int low_at[S], high_at[S];
 #pragma unroll
     for (int e = 0; e < S; ++e) {
@@ -146,19 +154,22 @@ __device__ __forceinline__ void band_transpose(const March& m, const Place& at, 
       high_at[e] =
           band[e].high + phase_in_row(m.second, phase[e] + static_cast<unsigned>(m.second.segment_stride), o);
     }
-    const auto add_in_place = [&](int kh, const auto& a, const auto& low, const auto& high) {
-      add_to(sums[kh], sums[kh], a, low, high);
-    };
-    // The last slice moves the sums as it adds to them, without an instruction.
-    const int in_place = KH > 0 ? m.kernel[0] - 1 : m.kernel[0];
-#pragma unroll 1
-    for (int kd = 0; kd < in_place; ++kd) add_slice(kd, weights, low_at, high_at, add_in_place);
-    if constexpr (KH > 0) {
-      const auto add_and_move = [&](int kh, const auto& a, const auto& low, const auto& high) {
-        add_to(place_of_sum(kh), sums[kh], a, low, high);
-      };
-      add_slice(in_place, weights, low_at, high_at, add_and_move);
+    // The one slice of an image moves the sums as it adds to them, without an instruction.
+    if constexpr (KH > 0 && decltype(form)::kFlat) {
+      add_slice(form, 0, weights, low_at, high_at,
+                [&](int kh, const auto& a, const auto& low, const auto& high) {
+                  add_to(place_of_sum(kh), sums[kh], a, low, high);
+                });
       clear_last();
+    } else {
+#pragma unroll 1
+      for (int kd = 0; kd < m.kernel[0]; ++kd) {
+        add_slice(form, kd, weights, low_at, high_at,
+                  [&](int kh, const auto& a, const auto& low, const auto& high) {
+                    add_to(sums[kh], sums[kh], a, low, high);
+                  });
+      }
+      if constexpr (KH > 0) move_up();
     }
     row = next_in_ring(row, m.source.row_pitch, source_ring);
   };
@@ -171,40 +182,37 @@ __device__ __forceinline__ void band_transpose(const March& m, const Place& at, 
       for (int moves = 0; moves < kMoves; ++moves) {
 #pragma unroll
         for (int e = 0; e < S; ++e) {
-#pragma unroll
-          for (int i = 0; i < kUnits; ++i) {
-            if (!own.live[i]) continue;
-            results.store(to + e * m.other_pitch.column + i * kUnit * m.other_pitch.channel,
-                          done[moves][e][i]);
-          }
+          results.store(to + e * m.other_pitch.column, done[moves][e]);
         }
         to += m.result.row_pitch;
       }
     }
   };
+  walk_form<T>(m, [&](auto form) {
 #pragma unroll 1
-  for (int step = 0; step < steps.count; ++step) {
-    meet();
-    Spot to = out + (step & 1) * m.result.next * m.result.row_pitch;
-    const int first = steps.source_row + step * m.step_rows;
-    const int inside = smaller(m.step_rows, m.output[1] - first);
-    int i = 0;
+    for (int step = 0; step < steps.count; ++step) {
+      meet();
+      Spot to = out + (step & 1) * m.result.next * m.result.row_pitch;
+      const int first = steps.source_row + step * m.step_rows;
+      const int inside = smaller(m.step_rows, m.output[1] - first);
+      int i = 0;
 #pragma unroll 1
-    for (; i < inside; ++i) {
-      add_row(first + i, taps + slot + i * m.weight_pitch.row);
-      finish_rows(to);
-      to += stride * m.result.row_pitch;
+      for (; i < inside; ++i) {
+        add_row(form, first + i, taps + slot + i * m.weight_pitch.row);
+        finish_rows(to);
+        to += stride * m.result.row_pitch;
+      }
+      // Behind the map: in a loop of its own, so that the one above needs no copies of the sums.
+#pragma unroll 1
+      for (; i < m.step_rows; ++i) {
+        if constexpr (KH > 0) move_up();
+        row = next_in_ring(row, m.source.row_pitch, source_ring);
+        finish_rows(to);
+        to += stride * m.result.row_pitch;
+      }
+      slot = next_in_ring(slot, m.second.next * m.second.row_pitch, taps_ring);
     }
-    // Behind the map: in a loop of its own, so that the one above needs no copies of the sums.
-#pragma unroll 1
-    for (; i < m.step_rows; ++i) {
-      if constexpr (KH > 0) move_up();
-      row = next_in_ring(row, m.source.row_pitch, source_ring);
-      finish_rows(to);
-      to += stride * m.result.row_pitch;
-    }
-    slot = next_in_ring(slot, m.second.next * m.second.row_pitch, taps_ring);
-  }
+  });
   meet();
 }
 

@@ -13,14 +13,11 @@ namespace involution {
 template <int KW, int S>
 __device__ __forceinline__ void fma_correlation(const March& m, const Place& at, const Steps& steps) {
   constexpr int P = kFmaRun;
-  const int groups = m.pack_channels / m.group_channels, quads = m.group_channels / 4;
-  int thread = threadIdx.x;
-  const int group = thread % groups;
-  thread /= groups;
-  const int number = thread;
-  const int run = thread % m.runs;
-  thread /= m.runs;
-  const int row_of_step = thread % m.step_rows, set = thread / m.step_rows;
+  const int groups = quotient(m.pack_channels, m.by_group_channels), quads = m.group_channels / 4;
+  const int number = quotient(threadIdx.x, m.by_quads),
+            group = static_cast<int>(threadIdx.x) - number * groups;
+  const int row = quotient(number, m.by_runs), run = number - row * m.runs;
+  const int set = quotient(row, m.by_step_rows), row_of_step = row - set * m.step_rows;
   const bool active = set < m.parts;  // m.parts threads share the rows of the kernel
   const int rotate = quads % 4 == 0 ? (groups % 4 == 0 ? group / 2 + number % 2 * 2 : number) & 3 : 0;
 
@@ -42,10 +39,10 @@ __device__ __forceinline__ void fma_correlation(const March& m, const Place& at,
     const Spot y = queries + slot;
 #pragma unroll 1
     for (int k = active ? set : m.kernel[0] * m.kernel[1]; k < m.kernel[0] * m.kernel[1]; k += m.parts) {
-      const int kd = k / m.kernel[1], kh = k - kd * m.kernel[1];
-      int row = first_row + kh;
-      if (row >= m.source.rows) row -= m.source.rows;
-      const Spot x = keys + row * m.source.row_pitch + kd * m.source.slice_pitch;
+      const int kd = quotient(k, m.by_kernel_rows), kh = k - kd * m.kernel[1];
+      int key_row = first_row + kh;
+      if (key_row >= m.source.rows) key_row -= m.source.rows;
+      const Spot x = keys + key_row * m.source.row_pitch + kd * m.source.slice_pitch;
       float acc[P][KW] = {};
 #pragma unroll 1
       for (int i = 0; i < quads; ++i) {
@@ -69,14 +66,15 @@ __device__ __forceinline__ void fma_correlation(const March& m, const Place& at,
       }
       const Spot to = out + (step & 1) * m.result.next * m.result.row_pitch +
                       kd * m.weight_pitch.kernel_slice + kh * m.weight_pitch.kernel_row;
+      walk_values<float>(m, [&](auto together) {
+        const KernelValues<decltype(together)::value, KW> values(m.weight_pitch, to);
 #pragma unroll
-      for (int p = 0; p < P; ++p) {
-        if (p >= left) break;
+        for (int p = 0; p < P; ++p) {
+          if (p >= left) break;
 #pragma unroll
-        for (int kw = 0; kw < KW; ++kw) {
-          store_shared(to + p * m.weight_pitch.column + kw * m.weight_pitch.point, acc[p][kw]);
+          for (int kw = 0; kw < KW; ++kw) store_shared(values.of(p, kw), acc[p][kw]);
         }
-      }
+      });
     }
     first_row += m.source.next;
     if (first_row >= m.source.rows) first_row -= m.source.rows;

@@ -4,12 +4,37 @@
 // 7 neighbouring positions of a row and 4 channels; `parts` threads share the rows of the kernel, and their
 // sums meet in shared memory. A kernel row is 6*S + KW loads of 16 bytes of x, 7*KW of 4 bytes of w (the
 // lanes of a group read the same word) and 28*KW FMA: at K = 7 some 34 instructions a position and group of
-// 16 channels.
+// 16 channels, and in all that a block executes 52 on 64x56x56, 59 on 512x7x7 (python -m
+// benchmarks.instructions).
 #pragma once
 
 #include "march.cuh"
 
 namespace involution {
+
+// A kernel row's values of several positions in shared memory. Those of a position lie side by side
+// (kTogether), or those of neighbouring positions do: then the compiler is given the places of the KW values
+// of the first position, so that a load costs no addition.
+template <bool kTogether, int KW>
+class KernelValues {
+ public:
+  __device__ __forceinline__ KernelValues(const WeightPitch& pitch, Spot first)
+      : first_(first), column_(pitch.column) {
+#pragma unroll
+    for (int k = 0; k < (kTogether ? 0 : KW); ++k) places_[k] = first + k * pitch.point;
+  }
+
+  __device__ __forceinline__ Spot of(int position, int k) const {
+    constexpr int kBytes = sizeof(float);
+    return kTogether ? first_ + position * column_ + k * kBytes
+                     : places_[kTogether ? 0 : k] + position * kBytes;
+  }
+
+ private:
+  const Spot first_;
+  const int column_;
+  Spot places_[kTogether ? 1 : KW];
+};
 
 // What a thread of the FMA kernels works on.
 struct FmaThread {
@@ -18,12 +43,12 @@ struct FmaThread {
   int rest;  // what the thread's number says beyond that
 
   __device__ __forceinline__ FmaThread(const March& m, int thread) {
-    const int quads = m.pack_channels / 4;
-    quad = thread % quads;
-    const int number = thread / quads % m.runs;
+    const int of_quad = quotient(thread, m.by_quads);
+    quad = thread - of_quad * (m.pack_channels / 4);
+    rest = quotient(of_quad, m.by_runs);
+    const int number = of_quad - rest * m.runs;
     // Neighbouring lanes take runs that are half a strip apart, which begin in other banks.
     run = m.runs % 2 == 0 ? number % 2 * (m.runs / 2) + number / 2 : number;
-    rest = thread / (quads * m.runs);
   }
 };
 
@@ -57,28 +82,25 @@ template <int KW, int S>
 __device__ __forceinline__ void fma_forward(const March& m, const Place& at, const Steps& steps) {
   constexpr int P = kFmaRun;
   const FmaThread own(m, threadIdx.x);
-  const int row_of_step = own.rest % m.step_rows, part = own.rest / m.step_rows;
+  const int part = quotient(own.rest, m.by_step_rows), row_of_step = own.rest - part * m.step_rows;
   const bool active = part < m.parts;  // the last warp may have threads too many
-  const int first_kh = active ? part * m.kernel[1] / m.parts : 0;
-  const int end_kh = active ? (part + 1) * m.kernel[1] / m.parts : 0;
+  const int first_kh = active ? quotient(part * m.kernel[1], m.by_parts) : 0;
+  const int end_kh = active ? quotient((part + 1) * m.kernel[1], m.by_parts) : 0;
   const int threads = m.pack_channels / 4 * m.runs * m.step_rows;  // of a part
 
   const Spot shared = shared_memory();
   const Spot pixels = shared + m.source.base + own.run * P * S * m.source_pitch.column + own.quad * 16;
   const Spot taps = shared + m.second.base + row_of_step * m.weight_pitch.row +
                     own.run * P * m.weight_pitch.column +
-                    own.quad * 4 / m.group_channels * m.weight_pitch.group;
+                    quotient(own.quad * 4, m.by_group_channels) * m.weight_pitch.group;
   const int left = m.output[2] - (at.strip * m.runs + own.run) * P;  // columns
   const Spot out = shared + m.result.base + row_of_step * m.other_pitch.row +
                    own.run * P * m.other_pitch.column + own.quad * 4 * m.other_pitch.channel;
-  const Spot sums = shared + m.sums_base + static_cast<int>(threadIdx.x) % threads * 16;
+  const Spot sums = shared + m.sums_base + (static_cast<int>(threadIdx.x) - part * threads) * 16;
   const int taps_step = m.second.next * m.second.row_pitch, taps_ring = m.second.rows * m.second.row_pitch;
 
   int first_row = row_of_step * m.stride[1], slot = 0;  // rows of the source's ring, bytes of the taps'
-#pragma unroll 1
-  for (int step = 0; step < steps.count; ++step) {
-    meet();
-    float4 acc[P] = {};
+  const auto add_rows = [&](auto together, float4(&acc)[P]) {
 #pragma unroll 1
     for (int kd = 0; kd < m.kernel[0]; ++kd) {
       int row = first_row + first_kh;
@@ -87,6 +109,7 @@ __device__ __forceinline__ void fma_forward(const March& m, const Place& at, con
 #pragma unroll 1
       for (int kh = first_kh; kh < end_kh; ++kh) {
         const Spot x = pixels + row * m.source.row_pitch + kd * m.source.slice_pitch;
+        const KernelValues<decltype(together)::value, KW> values(m.weight_pitch, w);
 #pragma unroll
         for (int j = 0; j < (P - 1) * S + KW; ++j) {
           const float4 value = load_shared<float4>(x + j * m.source_pitch.column);
@@ -94,14 +117,19 @@ __device__ __forceinline__ void fma_forward(const March& m, const Place& at, con
           for (int p = 0; p < P; ++p) {
             const int k = j - p * S;
             if (k < 0 || k >= KW) continue;
-            const float tap = load_shared<float>(w + p * m.weight_pitch.column + k * m.weight_pitch.point);
-            add_product(acc[p], tap, value);
+            add_product(acc[p], load_shared<float>(values.of(p, k)), value);
           }
         }
         w += m.weight_pitch.kernel_row;
         if (++row == m.source.rows) row = 0;
       }
     }
+  };
+#pragma unroll 1
+  for (int step = 0; step < steps.count; ++step) {
+    meet();
+    float4 acc[P] = {};
+    walk_values<float>(m, [&](auto together) { add_rows(together, acc); });
     if (m.parts > 1) {
       if (active && part > 0) {
 #pragma unroll

@@ -14,17 +14,31 @@
 
 namespace involution {
 
-// The warps behind those that compute copy.
+// The warps behind those that compute copy, each the rows of one operand or of the result.
 template <Operation kOperation, typename T, typename Compute>
 __device__ __forceinline__ void march(const March& m, const T* source, const T* second, T* result,
                                       const Compute& compute) {
   const Place at = place_of(m);
   const Steps steps = steps_of<kOperation == Operation::kTranspose>(m, at);
-  produce<kOperation>(m, at, steps, reinterpret_cast<Bytes>(source), reinterpret_cast<Bytes>(second),
-                      reinterpret_cast<unsigned char*>(result));
-  if (uniform(threadIdx.x / 32) >= m.consumers) return;
-  wait_for_copies<0>();
-  compute(at, steps);
+  if (m.cleared) {
+    clear_ring(m.source);
+    if (kOperation == Operation::kTranspose) clear_ring(m.second);
+    meet();
+  }
+  // Each warp does one thing: a block begins with less where none has to find its share of all.
+  const int warp = uniform(threadIdx.x / 32);
+  const int source_end = m.consumers + m.source.warps, second_end = source_end + m.second.warps;
+  const int thread = threadIdx.x;
+  if (warp < m.consumers) {
+    compute(at, steps);
+  } else if (warp < source_end) {
+    bring_source<kOperation>(m, at, steps, thread - m.consumers * 32, reinterpret_cast<Bytes>(source));
+  } else if (warp < second_end) {
+    bring_second<kOperation>(m, at, steps, thread - source_end * 32, reinterpret_cast<Bytes>(second));
+  } else {
+    take_result<kOperation>(m, at, steps, thread - second_end * 32, reinterpret_cast<Bytes>(source),
+                            reinterpret_cast<unsigned char*>(result));
+  }
 }
 
 // KH = 0: any number of kernel rows, and groups of a multiple of 8 channels.

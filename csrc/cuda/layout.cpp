@@ -40,6 +40,91 @@ int Layout::choose_chunks(const Plan& plan, const DeviceLimits& limits) const {
   return static_cast<int>(best_chunks);
 }
 
+namespace {
+
+// Turns of a thread for each row, where so many warps copy; a thread copies the same piece of all its
+// segments.
+int turns_of(const Stream& stream, int warps) {
+  return ceil_div(stream.segments, std::max(1, warps * 32 / stream.pieces));
+}
+
+}  // namespace
+
+// Gives each of the warps that copy one stream, so that the slowest is done soonest; more warps, where there
+// are too few. False where `most_warps` are too few.
+bool Layout::share_out(int most_warps, March* march) {
+  March& m = *march;
+  // Those that take the result away bring rows of the source at first, so a team's warps are the least of
+  // both.
+  const int team = ceil_div(m.source.pieces, 32);
+  m.source.warps = team;
+  m.second.warps = ceil_div(m.second.pieces, 32);
+  m.result.warps = std::max(ceil_div(m.result.pieces, 32), team);
+  // Turns until the first step can be computed, and twice those of a later one. A row costs some besides.
+  m.halo = std::max(0, m.source.first - m.source.next);
+  const int ahead = m.stages + 1;
+  const auto row = [](const Stream& stream, int warps) { return turns_of(stream, warps) + 4; };
+  const auto cost = [&](int stream) {
+    if (stream == 0) return ahead * ceil_div(m.source.next, m.source.warps / team) * row(m.source, team);
+    if (stream == 1) return ahead * m.second.next * row(m.second, m.second.warps);
+    return ceil_div(m.halo, m.result.warps / team) * row(m.source, team) +
+           2 * m.result.next * row(m.result, m.result.warps);
+  };
+  int warps = m.source.warps + m.second.warps + m.result.warps;
+  while (warps < m.producers) {
+    const int slowest = cost(0) >= std::max(cost(1), cost(2)) ? 0 : cost(1) >= cost(2) ? 1 : 2;
+    // A further team, if there is a row for it.
+    const bool source = slowest == 0 && warps + team <= m.producers && m.source.warps / team < m.source.next;
+    (source ? m.source : slowest == 2 ? m.result : m.second).warps += source ? team : 1;
+    warps += source ? team : 1;
+  }
+  m.producers = warps;
+  if (warps > most_warps) return false;
+  m.source_teams = m.source.warps / team;
+  m.halo_teams = std::min(m.result.warps / team, std::max(m.halo, 1));
+  for (Stream* stream : {&m.source, &m.second, &m.result}) {
+    stream->team = (stream == &m.source ? team : stream->warps) * 32;
+    stream->step = stream->team / stream->pieces;
+    stream->step_pitch = stream->step * stream->segment_pitch;
+    stream->step_stride = static_cast<int>(stream->step * stream->segment_stride);
+    stream->by_pieces = divisor(stream->pieces);
+    stream->by_step = divisor(stream->step);
+  }
+  return true;
+}
+
+// False where a number is too large to be divided so.
+bool Layout::prepare_divisors(March* march) const {
+  March& m = *march;
+  const bool correlation = operation_ == Operation::kCorrelation;
+  bool exact = true;
+  const auto set = [&](Divisor* to, int64_t largest, int64_t value) {
+    value = std::max<int64_t>(value, 1);
+    *to = divisor(value);
+    exact = exact && largest * value < int64_t{1} << 31;
+  };
+  const int64_t height = transposed_ ? int64_t{m.input[kHeight]} + m.padding[kHeight] : m.output[kHeight];
+  const int64_t rows = int64_t{m.kernel[kDepth]} * m.kernel[kHeight], threads = 1024;
+  set(&m.by_team, threads, m.source.team);
+  set(&m.by_packs, int64_t{m.packs} * m.strips, m.packs);
+  set(&m.by_chunks, int64_t{m.chunks} * m.slices, m.chunks);
+  set(&m.by_step_rows, height + m.step_rows + threads, m.step_rows);
+  m.row_bias_quotient = ceil_div(m.kernel[kHeight], m.stride[kHeight]);
+  m.row_bias = m.row_bias_quotient * m.stride[kHeight];
+  set(&m.by_row_stride, height + m.padding[kHeight] + m.row_bias + m.stride[kHeight], m.stride[kHeight]);
+  set(&m.by_depth_stride, int64_t{m.slices} + m.padding[kDepth], m.stride[kDepth]);
+  set(&m.by_runs, threads, m.runs);
+  set(&m.by_group_channels, 2 * m.pack_channels, m.group_channels);
+  set(&m.by_warps_of_run, threads, m.warps_of_run);
+  set(&m.by_quads, threads, correlation ? m.pack_channels / m.group_channels : m.pack_channels / 4);
+  set(&m.by_parts, (m.parts + 1) * rows, m.parts);
+  set(&m.by_sets, height + m.sets_bias, m.sets);
+  set(&m.by_kernel_rows, rows, m.kernel[kHeight]);
+  set(&m.by_group_bytes, m.second.pieces * m.second.piece_bytes, m.weight_pitch.group);
+  set(&m.by_row_bytes, m.second.pieces * m.second.piece_bytes, m.weight_pitch.kernel_row);
+  return exact;
+}
+
 bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan) const {
   const bool correlation = operation_ == Operation::kCorrelation;
   March m{};
@@ -51,6 +136,8 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
     m.padding[axis] = static_cast<int>(p_.padding[axis]);
   }
   m.depth_dilation = static_cast<int>(p_.dilation[kDepth]);
+  m.flat =
+      p_.input[kDepth] == 1 && p_.output[kDepth] == 1 && p_.kernel[kDepth] == 1 && p_.padding[kDepth] == 0;
   m.group_channels = static_cast<int>(p_.channels_per_group);
   const int pack = pack_of(shape.pack);
   const int groups = std::max(1, pack / m.group_channels);
@@ -99,7 +186,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   if (!lay_out_weight(groups, weight_columns, weight_origin, weight_step, &weight, &m.weight_pitch))
     return false;
   weight.pack_stride = groups * p_.w.group * size_;
-  weight.packs_of_stride = std::max(1, m.group_channels / pack);
+  weight.by_packs_of_stride = divisor(std::max(1, m.group_channels / pack));
   lay_out_activation(transposed_ ? x_ : y_, !half_ && correlation, pack, strip, 0, strip, &other,
                      &m.other_pitch);
 
@@ -155,7 +242,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
     stream->slice_pitch = static_cast<int>(round_up(stream->slice_pitch, 16));
     stream->column_stride = stream->piece_columns == 0 ? static_cast<int>(stream->segment_stride)
                                                        : stream->piece_stride / stream->piece_columns;
-    stream->step_bytes = stream->row_stride * stream->merged_rows;
+    stream->next_stride = stream->row_stride * stream->merged_rows;
     // Places in a row of global memory are 32 bits; a block of fewer channels may have shorter ones.
     const int64_t columns = std::max(p_.input[kWidth], p_.output[kWidth]) + 4096;
     const int64_t reach = std::abs(stream->segment_stride) *
@@ -179,7 +266,8 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   if (half_) {
     const int unit = square() ? 16 : 8;
     const int of_warp = transposed_ ? 2 / stride_ : 2;
-    const int64_t of_row = m.runs * ceil_div(correlation ? groups : pack / unit, of_warp);
+    m.warps_of_run = ceil_div(correlation ? groups : pack / unit, of_warp);
+    const int64_t of_row = int64_t{m.runs} * m.warps_of_run;
     m.warp_rows = transposed_
                       ? 1
                       : static_cast<int>(std::min<int64_t>(
@@ -192,7 +280,9 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   } else {
     int64_t threads = static_cast<int64_t>(m.runs) * (correlation ? groups : pack / 4) * m.step_rows;
     if (transposed_) {
-      threads *= std::max(m.kernel[kHeight], stride_height);
+      m.sets = std::max(m.kernel[kHeight], stride_height);
+      m.sets_bias = static_cast<int>(round_up(m.padding[kHeight], m.sets));
+      threads *= m.sets;
     } else if (correlation) {
       m.parts = std::min(m.kernel[kDepth] * m.kernel[kHeight], std::max(1, shape.parts));
       threads *= m.parts;
@@ -205,16 +295,10 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
     consumers = ceil_div(threads, 32);
   }
   const int most = half_ ? kBandThreads : correlation ? kFmaCorrelationThreads : kFmaThreads;
-  if ((consumers + m.producers) * 32 > most || shared > limits.shared_memory_per_block) return false;
+  if (shared > limits.shared_memory_per_block) return false;
   m.consumers = static_cast<int>(consumers);
-  const int pieces = std::max({m.source.pieces, m.second.pieces, m.result.pieces});
-  if (pieces > m.producers * 32) return false;  // a thread copies the same piece of each of its segments
-
-  const int warps = m.consumers + m.producers;
-  const int team = std::max(static_cast<int>(ceil_div(m.source.pieces, 32)), warps / m.source.first);
-  if (team > warps) return false;
-  m.team = team * 32;
-  m.teams = std::min(warps / team, m.source.first);
+  if (!share_out(static_cast<int>(most / 32 - consumers), &m)) return false;
+  m.cleared = m.source.piece_bytes < 16 || (transposed_ && m.second.piece_bytes < 16);
 
   plan->kind = half_ ? PlanKind::kBand : PlanKind::kFma;
   plan->shape = shape;
@@ -231,6 +315,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
                                             : choose_chunks(*plan, limits);
   plan->march.chunk_rows = static_cast<int>(ceil_div(steps, chunks)) * rows;
   plan->march.chunks = static_cast<int>(ceil_div(height, plan->march.chunk_rows));
+  if (!prepare_divisors(&plan->march)) return false;
   plan->shape.chunks = plan->march.chunks;
   plan->blocks = p_.batch * m.packs * m.strips * m.slices * plan->march.chunks;
   plan->images = p_.batch;

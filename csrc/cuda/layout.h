@@ -122,6 +122,8 @@ class Layout {
                   int* segment_pitch, int* row_pitch) const;
   int choose_phase(const Activation& tensor, int64_t origin, int64_t step, int most) const;
   int choose_chunks(const Plan& plan, const DeviceLimits& limits) const;
+  static bool share_out(int most_warps, March* march);
+  bool prepare_divisors(March* march) const;
 
   Operation operation_;
   const Problem& p_;

@@ -32,7 +32,7 @@ void Layout::lay_out_activation(const Activation& tensor, bool as_pixels, int pa
   stream->depth_stride = s.space[kDepth] * size_;
   stream->batch_stride = s.batch * size_;
   stream->pack_stride = s.channel * pack * size_;
-  stream->packs_of_stride = 1;
+  stream->by_packs_of_stride = divisor(1);
   stream->merged_rows = 1;
   if (tensor.channels_last) {
     stream->segments = columns;

@@ -80,8 +80,8 @@ __device__ __forceinline__ void wait_for_copies() {
 // A barrier of all threads of a block, which may come from different places of a kernel.
 __device__ __forceinline__ void meet() { asm volatile("barrier.sync.aligned 0;" : : : "memory"); }
 
-// Within two units of the last place.
-__device__ __forceinline__ float approximate_quotient(float a, float b) { return __fdividef(a, b); }
+// The upper half of a product.
+__device__ __forceinline__ uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
 // What is the same in all lanes of a warp, so that the compiler knows.
 __device__ __forceinline__ int uniform(int of_warp) { return __shfl_sync(0xffffffffu, of_warp, 0); }
@@ -204,6 +204,30 @@ __device__ __forceinline__ uint32_t transpose_matrix(uint32_t pair) {
   uint32_t out;
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
   return out;
+}
+
+// N = 2 or 4 matrices, each with rows and columns exchanged, side by side: the rows of 8 elements that they
+// have then lie 16 bytes apart. Lane 8*i + r gives in `row` the address of row r of matrix i; `own` is where
+// the lane's own pair of the first matrix goes.
+template <int N>
+__device__ __forceinline__ void store_transposed(Spot row, Spot own, const uint32_t (&m)[N]) {
+  static_assert(N == 2 || N == 4, "these are the sizes that the kernels use");
+#if __CUDA_ARCH__ >= 900
+  if constexpr (N == 4) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"(row), "r"(m[0]), "r"(m[1]), "r"(m[2]), "r"(m[3])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};"
+                 :
+                 : "r"(row), "r"(m[0]), "r"(m[1])
+                 : "memory");
+  }
+#else
+#pragma unroll
+  for (int i = 0; i < N; ++i) store_shared(own + 16 * i, transpose_matrix(m[i]));
+#endif
 }
 
 // c += A (16 x 16) * B (16 x 8).

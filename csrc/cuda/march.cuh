@@ -1,4 +1,4 @@
-// The march: how a block's warps bring rows and take results away (march.h).
+// The march: how the warps that copy bring rows and take results away (march.h).
 #pragma once
 
 #include "share.cuh"
@@ -6,15 +6,12 @@
 namespace involution {
 
 __device__ __forceinline__ void wait_for_copies_but(int pending) {
-  switch (pending) {
-    case 0:
-      return wait_for_copies<0>();
-    case 1:
-      return wait_for_copies<1>();
-    case 2:
-      return wait_for_copies<2>();
-    default:
-      return wait_for_copies<3>();
+  if (pending == 0) {
+    wait_for_copies<0>();
+  } else if (pending == 1) {
+    wait_for_copies<1>();
+  } else {
+    wait_for_copies<2>();
   }
 }
 
@@ -24,8 +21,10 @@ __device__ __forceinline__ bool has_columns(const Stream& s, const Share& share,
   return s.merged_rows == 1 || share.column < smaller(s.merged_rows, height - row) * width;
 }
 
-__device__ __forceinline__ int64_t block_offset(const Stream& s, const Place& at) {
-  return at.batch * s.batch_stride + at.pack / s.packs_of_stride * s.pack_stride;
+__device__ __forceinline__ int64_t block_offset(const Stream& s, const Place& at, int slice) {
+  int64_t offset = at.batch * s.batch_stride + quotient(at.pack, s.by_packs_of_stride) * s.pack_stride;
+  if (slice > 0) offset += slice * s.depth_stride;
+  return offset;
 }
 
 // Of the transposed operation's first and last rows of kernel values a chunk needs some rows of the kernel
@@ -37,31 +36,31 @@ struct WantedRows {
   int all_begin;  // where the segments are points of the kernel: rows of which all of these are
   int all_end;
 
-  __device__ __forceinline__ void make(const March& m, const Steps& steps, const Share& share) {
+  __device__ __forceinline__ WantedRows(const March& m, const Steps& steps, const Share& share) {
     const Stream& s = m.second;
-    const int stride = m.stride[1], last_row = m.kernel[1] - 1, merged = s.merged_rows - 1;
+    const int last_row = m.kernel[1] - 1, merged = s.merged_rows - 1;
     const int result_begin = steps.result_begin + m.padding[1], result_end = steps.result_end + m.padding[1];
     begin = all_begin = 0, end = all_end = m.output[1];
     if (s.whole) return;
     // The rows of the kernel that the piece has a part of.
     int first = 0, last = last_row;
     if (s.piece_columns == 0) {
-      const WeightPitch& pitch = m.weight_pitch;
-      int first_byte = share.piece * s.piece_bytes - s.phased * 8;
       const int last_byte = share.piece * s.piece_bytes + s.piece_bytes - 1;
+      int first_byte = share.piece * s.piece_bytes - s.phased * 8;
       if (first_byte < 0) first_byte = 0;
-      if (first_byte / pitch.group == last_byte / pitch.group) {
-        first = first_byte % pitch.group / pitch.kernel_row;
-        last = last_byte % pitch.group / pitch.kernel_row;
-        if (last > last_row) last = last_row;
+      const int group = quotient(first_byte, m.by_group_bytes);
+      if (group == quotient(last_byte, m.by_group_bytes)) {
+        const int of_group = group * m.weight_pitch.group;
+        first = quotient(first_byte - of_group, m.by_row_bytes);
+        last = smaller(quotient(last_byte - of_group, m.by_row_bytes), last_row);
       }
     } else if (s.segments == m.kernel[1] * m.kernel[2] && s.slices == 1) {  // of one group
-      all_begin = ceil_div(result_begin, stride) - merged;
-      all_end = floor_div(result_end - 1 - last_row, stride) + 1;
+      all_begin = divided_row_up(m, result_begin) - merged;
+      all_end = divided_row(m, result_end - 1 - last_row) + 1;
     }
-    const int lowest = ceil_div(result_begin - last, stride) - merged;
+    const int lowest = divided_row_up(m, result_begin - last) - merged;
     if (lowest > begin) begin = lowest;
-    end = smaller(end, floor_div(result_end - 1 - first, stride) + 1);
+    end = smaller(end, divided_row(m, result_end - 1 - first) + 1);
   }
 
   // The points of the kernel that are wanted of rows `row` to `row + merged_rows - 1`, with all of which a
@@ -73,16 +72,10 @@ struct WantedRows {
     const int end_row = steps.result_end + m.padding[1] - row * m.stride[1];
     const int first_point = first * m.kernel[2], end_point = end_row * m.kernel[2];
 #pragma unroll 1
-    for (int turn = 0, point = share.segment; turn < share.turns; ++turn, point += share.step) {
-      if (point >= first_point && point < end_point) {
-        if (s.piece_bytes == 16) {
-          copy_async<16>(to, from);
-        } else {
-          copy_narrow_pieces(s.piece_bytes, to, from, 0, 0, 1);
-        }
-      }
-      to += share.shared_step;
-      from += share.step_bytes;
+    for (int turn = 0, point = share.segment; turn < share.turns; ++turn, point += s.step) {
+      if (point >= first_point && point < end_point) copy_row<false>(s, to, from, 1);
+      to += s.step_pitch;
+      from += s.step_stride;
     }
   }
 };
@@ -93,7 +86,7 @@ template <bool kTransposed>
 __device__ __forceinline__ unsigned slot_phase(const March& m, const Place& at, int column) {
   const Stream& s = m.second;
   const int slice = kTransposed ? source_slice<true>(m, at.slice, 0) : at.slice;
-  return static_cast<unsigned>(block_offset(s, at) + slice * s.depth_stride + column * s.segment_stride);
+  return static_cast<unsigned>(block_offset(s, at, slice) + column * s.segment_stride);
 }
 __device__ __forceinline__ int phase_in_row(const Stream& s, unsigned first, int row) {
   return (first + row * static_cast<unsigned>(s.row_stride)) & (s.phased * 8u);
@@ -103,105 +96,83 @@ __device__ __forceinline__ int phase_in_row(const Stream& s, unsigned first, int
 //
 // A row has a slice for each slice of the kernel, from that depth of the tensor which the result's slice
 // meets there; or, where the stream has but one, the result's own depth.
-template <bool kTransposed>
+template <bool kTransposed, bool kPhased>
 struct Flow {
-  int slice;
-  Bytes tensor;  // where its first row begins
-  Bytes from;    // the thread's first piece of the next row
-  Spot to;       // its place in the ring,
-  Spot end;      // and behind the ring's last row
-  int row;       // of the map
+  const Share share;
+  const int slice;  // -1: there is none
+  Bytes from;       // the thread's first piece of the next row
+  Spot to;          // its place in the ring,
+  Spot end;         // and behind the ring's last row
+  int row;          // of the map
 
-  __device__ __forceinline__ Flow(const March& m, const Stream& s, const Place& at, bool follows_kernel,
-                                  Bytes begin)
-      : slice(follows_kernel ? source_slice<kTransposed>(m, at.slice, 0) : at.slice),
-        tensor(begin + block_offset(s, at) + slice * s.depth_stride) {}
+  // The next row is row `first` of the map, and goes to the index-th of the ring.
+  __device__ __forceinline__ Flow(const March& m, const Stream& s, const Place& at, int frame_width,
+                                  bool follows_kernel, int first, int index, int thread, Bytes tensor)
+      : share(s, at.strip, frame_width, thread),
+        slice(follows_kernel ? source_slice<kTransposed>(m, at.slice, 0) : at.slice),
+        from(tensor + block_offset(s, at, slice) + first * s.row_stride + share.from),
+        to(shared_memory() + s.base + share.offset + index * s.row_pitch),
+        end(shared_memory() + s.base + share.offset + s.ring),
+        row(first) {}
 
-  // Row `first` of the map is the next, and goes to the index-th of the ring.
-  __device__ __forceinline__ void start(const Stream& s, const Share& share, int first, int index) {
-    from = tensor + first * s.row_stride + share.from;
-    to = shared_memory() + s.base + share.offset + index * s.row_pitch;
-    end = shared_memory() + s.base + share.offset + s.ring;
-    row = first;
-  }
-
-  __device__ __forceinline__ void skip(const Stream& s, int rows, int64_t bytes, int pitch) {
-    from += bytes;
-    row += rows;
-    to += pitch;
+  // `rows` further on, of which each may be several that are one.
+  __device__ __forceinline__ void skip(const Stream& s, int rows) {
+    from += rows * s.next_stride;
+    row += rows * s.merged_rows;
+    to += rows * s.row_pitch;
     if (to >= end) to -= s.ring;
   }
 
-  // Zeros in what lies in front of the map and behind it, in every `between`-th row of the ring.
-  __device__ __forceinline__ void clear_outside(const Stream& s, const Share& share, int between) const {
-    if (share.before + share.behind == 0) return;
+  // Zeros in what lies in front of the map and behind it, in every row of the ring and slice of a row.
+  __device__ __forceinline__ void clear_outside(const Stream& s) const {
 #pragma unroll 1
-    for (Spot at = to; at < end; at += between * s.row_pitch) {
-#pragma unroll 1
-      for (int kd = 0; kd < s.slices; ++kd) {
-        const Spot first = at + kd * s.slice_pitch;
-        clear_pieces(s.piece_bytes, first - share.before * share.shared_step, share.shared_step,
-                     share.before);
-        clear_pieces(s.piece_bytes, first + share.turns * share.shared_step, share.shared_step, share.behind);
-      }
+    for (int turn = -share.before; turn < share.turns + share.behind; ++turn) {
+      if (turn == 0) turn = share.turns;
+      if (turn == share.turns + share.behind) return;
+      Spot at = end - s.ring + turn * s.step_pitch;
+#pragma unroll 4
+      for (int line = s.rows * s.slices; line > 0; --line, at += s.slice_pitch) clear_pieces(s, at, 1);
     }
   }
 
   // The next row. A slice that does not exist is zeros, and so are rows of the source outside the map; those
   // of the other operand nothing reads.
   template <bool kZeros>
-  __device__ __forceinline__ void copy(const March& m, const Stream& s, const Share& share, const Place& at,
-                                       bool exists) const {
-    if (s.slices > 1) return copy_slices<kZeros>(m, s, share, at, exists);
+  __device__ __forceinline__ void copy(const March& m, const Stream& s, const Place& at, bool exists) const {
+    if (s.slices > 1) return copy_slices<kZeros>(m, s, at, exists);
     if (slice < 0 || (kZeros && !exists)) {
-      clear_pieces(s.piece_bytes, to, share.shared_step, share.turns);
+      clear_pieces(s, to, share.turns);
     } else if (exists) {
-      copy_row(s, share, to, from);
+      copy_row<kPhased>(s, to, from, share.turns);
     }
   }
 
   template <bool kZeros>
-  __device__ __forceinline__ void copy_slices(const March& m, const Stream& s, const Share& share,
-                                              const Place& at, bool exists) const {
+  __device__ __forceinline__ void copy_slices(const March& m, const Stream& s, const Place& at,
+                                              bool exists) const {
     Spot spot = to;
     Bytes begin = from;
-    int of_kd = slice;
+    int of_kd = slice > 0 ? slice : 0;
 #pragma unroll 1
-    for (int kd = 0; kd < s.slices; ++kd, spot += s.slice_pitch) {
-      if (kd > 0) {
-        const int other = source_slice<kTransposed>(m, at.slice, kd);
-        begin += (other - of_kd) * s.depth_stride + s.kernel_slice_stride;
-        of_kd = other;
-      }
-      if (of_kd < 0 || (kZeros && !exists)) {
-        clear_pieces(s.piece_bytes, spot, share.shared_step, share.turns);
+    for (int kd = 0; kd < s.slices; ++kd, spot += s.slice_pitch, begin += s.kernel_slice_stride) {
+      const int other = source_slice<kTransposed>(m, at.slice, kd);
+      if (other < 0 || (kZeros && !exists)) {
+        clear_pieces(s, spot, share.turns);
       } else if (exists) {
-        copy_row(s, share, spot, begin);
+        begin += (other - of_kd) * s.depth_stride;
+        of_kd = other;
+        copy_row<false>(s, spot, begin, share.turns);
       }
     }
   }
 };
 
-// Brings the rows of both operands, `stages - 1` steps ahead, and stores what was computed a step before. All
-// warps bring the first step, which is the longest by far on a small map, each team of warps other rows of
-// the source; then those that compute return.
-template <Operation kOperation>
-__device__ __forceinline__ void produce(const March& m, const Place& at, const Steps& steps,
-                                        Bytes source_tensor, Bytes second_tensor, unsigned char* result) {
-  constexpr bool kTransposed = kOperation == Operation::kTranspose;
-  const int (&source_frame)[3] = kTransposed ? m.output : m.input;
-  const int (&result_frame)[3] = kTransposed ? m.input : m.output;
-  Flow<kTransposed> source(m, m.source, at, true, source_tensor);
-  Flow<kTransposed> second(m, m.second, at, kTransposed, second_tensor);
-  Share source_share, second_share, result_share;
-  WantedRows wanted;
-  int source_rows = 0, between = 1;  // rows of the step, and from one that the thread copies to its next
-  int64_t source_bytes = 0;          // the same in global memory
-  int second_begin = 0;              // rows that exist, or that are wanted
-  unsigned second_rows = m.output[1];
-  const bool narrow = m.source.piece_bytes < 16 || (kTransposed && m.second.piece_bytes < 16);
-  int result_row = steps.result_row;
-
+// The steps of a warp that copies: all that it started up to `stages - 1` steps ago is there, all meet, and
+// it goes on: `bring(first)` starts the rows of a further step, if there is one, and `take()` carries away
+// what was computed a step ago.
+template <Operation kOperation, typename Bring, typename Take>
+__device__ __forceinline__ void keep_step(const March& m, const Steps& steps, const Bring& bring,
+                                          const Take& take) {
 #pragma unroll 1
   for (int r = 0;; ++r) {
     const int step = r - (m.stages - 1);
@@ -209,84 +180,130 @@ __device__ __forceinline__ void produce(const March& m, const Place& at, const S
       wait_for_copies_but(m.stages - 2);
       meet();
     }
-    if (r < 2) {
-      int thread = threadIdx.x, threads = (m.consumers + m.producers) * 32;
-      int team = 0, thread_of_team = thread, team_threads = threads;
-      if (r == 0) {
-        team = small_quotient(thread, m.team), between = m.teams;
-        thread_of_team = thread - team * m.team, team_threads = m.team;
-        source_rows = team < between ? small_quotient(m.source.first - team + between - 1, between) : 0;
-      } else {
-        thread -= m.consumers * 32, threads = m.producers * 32;
-        thread_of_team = thread, team_threads = threads;
-        source_rows = m.source.next, between = 1;
-        result_share.make(m.result, at.strip, result_frame[2], thread, threads);
-        result += block_offset(m.result, at) + at.slice * m.result.depth_stride +
-                  result_row * m.result.row_stride + result_share.from;
-      }
-      source_bytes = between * m.source.row_stride;
-      if (r < steps.count) {
-        const int begun = r == 0 ? team : m.source.first;  // rows
-        source_share.make(m.source, at.strip, source_frame[2], thread_of_team, team_threads);
-        source.start(m.source, source_share, steps.source_row + begun, begun == m.source.rows ? 0 : begun);
-        second_share.make(m.second, at.strip, m.output[2], thread, threads);
-        second.start(m.second, second_share, steps.second_row + r * m.second.next * m.second.merged_rows,
-                     r * m.second.next);
-        if constexpr (kTransposed) {
-          wanted.make(m, steps, second_share);
-          second_begin = wanted.begin;
-          second_rows = wanted.end > wanted.begin ? wanted.end - wanted.begin : 0;
-        }
-        if (r == 0 && narrow) {  // whose zeros would be many stores
-          clear_ring(m.source);
-          if (kTransposed) clear_ring(m.second);
-          meet();
-        } else if (r == 0) {
-          if (team < m.teams) source.clear_outside(m.source, source_share, m.teams);
-          if (kTransposed) second.clear_outside(m.second, second_share, 1);
-        }
-      }
-    }
-    if (r < steps.count) {
-#pragma unroll 1
-      for (int i = source_rows; i > 0; --i) {
-        const bool exists = static_cast<unsigned>(source.row) < static_cast<unsigned>(source_frame[1]);
-        source.template copy<true>(m, m.source, source_share, at, exists);
-        source.skip(m.source, between, source_bytes, between * m.source.row_pitch);
-      }
-#pragma unroll 1
-      for (int i = m.second.next; i > 0; --i) {
-        bool exists = static_cast<unsigned>(second.row - second_begin) < second_rows;
-        exists = exists && has_columns(m.second, second_share, second.row, m.output[1], m.output[2]);
-        if (kTransposed && second.slice >= 0 &&
-            (second.row < wanted.all_begin || second.row >= wanted.all_end)) {
-          if (exists) WantedRows::copy(m, steps, second_share, second.row, second.to, second.from);
-        } else {
-          second.template copy<false>(m, m.second, second_share, at, exists);
-        }
-        second.skip(m.second, m.second.merged_rows, m.second.step_bytes, m.second.row_pitch);
-      }
-    }
+    if (r < steps.count) bring();
     commit_copies();
-    if (r == 0 && uniform(threadIdx.x / 32) < m.consumers) return;
-    if (step > 0) {  // what was computed in the step before
-      Spot from = shared_memory() + m.result.base + ((step - 1) & 1) * m.result.next * m.result.row_pitch +
-                  result_share.offset;
-#pragma unroll 1
-      for (int i = m.result.next; i > 0; --i) {
-        if (result_row >= steps.result_begin && result_row < steps.result_end &&
-            has_columns(m.result, result_share, result_row, result_frame[1], result_frame[2])) {
-          take_row(m.result, result_share, from, result);
-        }
-        result_row += m.result.merged_rows;
-        result += m.result.step_bytes;
-        from += m.result.row_pitch;
-      }
-      if (step == steps.count) return;
-    }
+    if (step > 0) take(step - 1);
+    if (step == steps.count) return;
     // The parts of a sum meet.
     if (kOperation == Operation::kInvolution && step >= 0 && m.parts > 1) meet();
   }
+}
+
+// The rows of the source from the first-th on that the block needs, each as a whole by one of several teams
+// of m.source.team threads, which take turns. `thread` counts the teams' threads.
+template <Operation kOperation>
+class SourceRows {
+ public:
+  __device__ __forceinline__ SourceRows(const March& m, const Place& at, const Steps& steps, int first,
+                                        int teams, int thread, Bytes tensor)
+      : m_(m),
+        at_(at),
+        frame_(kOperation == Operation::kTranspose ? m.output : m.input),
+        begin_(steps.source_row),
+        zeros_until_(m.cleared ? begin_ + m.source.rows : begin_),
+        teams_(teams),
+        team_(quotient(thread, m.by_team)),
+        flow_(m, m.source, at, frame_[2], true, begin_ + first + team_, first + team_,
+              thread - team_ * m.source.team, tensor) {}
+
+  __device__ __forceinline__ void clear_outside() const {
+    if (team_ == 0) flow_.clear_outside(m_.source);
+  }
+
+  // Up to the end-th.
+  __device__ __forceinline__ void bring(int end) {
+    if (team_ >= teams_) return;
+#pragma unroll 1
+    for (; flow_.row < begin_ + end; flow_.skip(m_.source, teams_)) {
+      const bool exists = static_cast<unsigned>(flow_.row) < static_cast<unsigned>(frame_[1]);
+      if (exists || flow_.row >= zeros_until_) flow_.template copy<true>(m_, m_.source, at_, exists);
+    }
+  }
+
+ private:
+  const March& m_;
+  const Place& at_;
+  const int (&frame_)[3];
+  const int begin_;
+  const int zeros_until_;  // places in the ring for rows in front of this one are zeros already
+  const int teams_;
+  const int team_;
+  Flow<kOperation == Operation::kTranspose, false> flow_;
+};
+
+// Brings the rows of the source, but for those that only the first step needs.
+template <Operation kOperation>
+__device__ __forceinline__ void bring_source(const March& m, const Place& at, const Steps& steps, int thread,
+                                             Bytes tensor) {
+  int end = m.source.first;
+  SourceRows<kOperation> rows(m, at, steps, m.halo, m.source_teams, thread, tensor);
+  if (!m.cleared) rows.clear_outside();
+  const auto bring = [&] {
+    rows.bring(end);
+    end += m.source.next;
+  };
+  keep_step<kOperation>(m, steps, bring, [](int) {});
+}
+
+// Brings the rows of the other operand.
+template <Operation kOperation>
+__device__ __forceinline__ void bring_second(const March& m, const Place& at, const Steps& steps, int thread,
+                                             Bytes tensor) {
+  constexpr bool kTransposed = kOperation == Operation::kTranspose;
+  constexpr bool kPhased = kOperation != Operation::kCorrelation;  // layout_rows.cpp
+  Flow<kTransposed, kPhased> flow(m, m.second, at, m.output[2], kTransposed, steps.second_row, 0, thread,
+                                  tensor);
+  int begin = 0, rows = m.output[1];  // that exist, or are wanted
+  int all_begin = 0, all_end = m.output[1];
+  if constexpr (kTransposed) {
+    if (!m.cleared) flow.clear_outside(m.second);
+    const WantedRows wanted(m, steps, flow.share);
+    begin = wanted.begin;
+    rows = wanted.end > begin ? wanted.end - begin : 0;
+    all_begin = wanted.all_begin, all_end = wanted.all_end;
+  }
+  const auto bring = [&] {
+#pragma unroll 1
+    for (int i = m.second.next; i > 0; --i) {
+      bool exists = static_cast<unsigned>(flow.row - begin) < static_cast<unsigned>(rows);
+      exists = exists && has_columns(m.second, flow.share, flow.row, m.output[1], m.output[2]);
+      if (kTransposed && flow.slice >= 0 && (flow.row < all_begin || flow.row >= all_end)) {
+        if (exists) WantedRows::copy(m, steps, flow.share, flow.row, flow.to, flow.from);
+      } else {
+        flow.template copy<false>(m, m.second, at, exists);
+      }
+      flow.skip(m.second, 1);
+    }
+  };
+  keep_step<kOperation>(m, steps, bring, [](int) {});
+}
+
+// Carries the rows of the result away, a step late; and, with nothing to do at first, brings the rows of the
+// source that only the first step needs.
+template <Operation kOperation>
+__device__ __forceinline__ void take_result(const March& m, const Place& at, const Steps& steps, int thread,
+                                            Bytes source, unsigned char* tensor) {
+  const Stream& s = m.result;
+  if (m.halo > 0) SourceRows<kOperation>(m, at, steps, 0, m.halo_teams, thread, source).bring(m.halo);
+  const int (&frame)[3] = kOperation == Operation::kTranspose ? m.input : m.output;
+  const Share share(s, at.strip, frame[2], thread);
+  int row = steps.result_row;
+  unsigned char* to = tensor + block_offset(s, at, at.slice) + row * s.row_stride + share.from;
+  const Spot results = shared_memory() + s.base + share.offset;
+  const auto take = [&](int step) {
+    Spot from = results + (step & 1) * s.next * s.row_pitch;
+#pragma unroll 1
+    for (int i = s.next; i > 0; --i) {
+      if (row >= steps.result_begin && row < steps.result_end &&
+          has_columns(s, share, row, frame[1], frame[2])) {
+        take_row(s, from, to, share.turns);
+      }
+      row += s.merged_rows;
+      to += s.next_stride;
+      from += s.row_pitch;
+    }
+  };
+  keep_step<kOperation>(m, steps, [] {}, take);
 }
 
 }  // namespace involution

@@ -2,8 +2,8 @@
 //
 // A block owns a pack of channels, a strip of columns and a chunk of rows of one image (one slice of a
 // volume), and marches down the rows. The rows of two operands flow through rings in shared memory, brought
-// some steps ahead by warps that do nothing else; the other warps compute; results leave through a double row
-// of their own, a step late. All meet once a step.
+// some steps ahead by warps that do nothing else: each brings one operand, or takes the results away, which
+// leave through a double row of their own, a step late. The other warps compute. All meet once a step.
 //
 //   operation             a step is        source rows       second rows       result rows
 //   involution            rows of y        x                 w                 y
@@ -16,6 +16,16 @@
 #include <cstdint>
 
 namespace involution {
+
+// A number that the kernels divide by, as what they multiply with instead (quotient() in place.cuh): a
+// division is some 20 instructions, a block begins with a dozen of them, and small maps are mostly
+// beginnings. For 0 <= value and value * divisor < 2^31.
+struct Divisor {
+  uint32_t multiplier;  // ceil(2^31 / divisor)
+};
+inline Divisor divisor(int64_t value) {
+  return {static_cast<uint32_t>(((int64_t{1} << 31) + value - 1) / value)};
+}
 
 // Threads of a block, at most. 640 are 14 warps that compute (7 runs of 64 channels) and 6 that copy, with 96
 // registers each; the 49 sums of a thread of the float32 correlation need more.
@@ -54,10 +64,17 @@ struct Stream {
   int next;
   int column_origin;  // the first strip's first column, or segment where it has several; may be negative
   int column_step;    // from strip to strip
-  int packs_of_stride;
+  int warps;          // that copy it
+  int team;           // threads that share a row: all of them, or of the source fewer
+  int step;           // segments from one of a thread that copies to its next,
+  int step_pitch;     // the same in bytes of shared memory,
+  int step_stride;    // and of global memory, in which rows have less than 2 GiB
+  Divisor by_pieces;
+  Divisor by_step;
+  Divisor by_packs_of_stride;
   int64_t segment_stride;  // in global memory, as the following
   int64_t row_stride;
-  int64_t step_bytes;  // to the next row that is not one with it
+  int64_t next_stride;  // to the next row that is not one with it
   int64_t depth_stride;
   int64_t batch_stride;
   int64_t pack_stride;          // from as many packs as share a group to the next
@@ -87,6 +104,7 @@ struct March {
   int stride[3];
   int padding[3];
   int depth_dilation;
+  int flat;  // an image: one slice of everything
   int group_channels;
 
   int packs;  // a grid is packs * strips, chunks * slices of the result, images
@@ -104,11 +122,35 @@ struct March {
   int stages;     // steps in flight
   int consumers;  // warps that compute
   int producers;  // warps that copy
-  int team;       // threads that bring a row of the source of a block's first step
-  int teams;
+  int cleared;    // the rings are zeros before the first copy: pieces are narrow, and zeros one by one many
+  int warps_of_run;           // band kernels: that share a run's units, or groups, of channels
   bool result_channels_last;  // of an activation
   int parts;                  // consumers that share the kernel rows of a sum
+  int halo;                   // rows of the source that only the first step needs
+  int halo_teams;             // teams of warps that take turns at these,
+  int source_teams;           // and at the others
   int sums_base;              // where these meet
+  int sets;                   // fma transposed: of threads, one for each row of x that sums are kept of
+  int sets_bias;              // a multiple of these, no less than the padding
+
+  int row_bias;  // a multiple of the rows' stride, no less than the kernel's height
+  int row_bias_quotient;
+
+  Divisor by_team;
+  Divisor by_packs;
+  Divisor by_chunks;
+  Divisor by_step_rows;
+  Divisor by_row_stride;
+  Divisor by_depth_stride;
+  Divisor by_runs;
+  Divisor by_group_channels;
+  Divisor by_warps_of_run;
+  Divisor by_quads;  // fma: of channels, or for the correlation groups
+  Divisor by_parts;
+  Divisor by_sets;
+  Divisor by_kernel_rows;
+  Divisor by_group_bytes;  // of kernel values
+  Divisor by_row_bytes;    // of a kernel row of them
 
   Stream source;
   Stream second;

@@ -1,6 +1,8 @@
 // Where a block of the march works (march.h), and which rows its steps meet.
 #pragma once
 
+#include <type_traits>
+
 #include "../problem.h"
 #include "march.h"
 #include "scalar.cuh"
@@ -18,24 +20,18 @@ struct Place {
   int batch;
 };
 
-__device__ __forceinline__ Place place_of(const March& m) {
-  Place at;
-  at.pack = blockIdx.x, at.strip = 0, at.chunk = blockIdx.y, at.slice = 0, at.batch = blockIdx.z;
-  if (m.strips > 1) {
-    at.strip = at.pack / m.packs;
-    at.pack -= at.strip * m.packs;
-  }
-  if (m.slices > 1) {
-    at.slice = at.chunk / m.chunks;
-    at.chunk -= at.slice * m.chunks;
-  }
-  return at;
+__device__ __forceinline__ int quotient(int value, Divisor divisor) {
+  return static_cast<int>(multiply_high(static_cast<uint32_t>(value) * 2, divisor.multiplier));
 }
 
-// Of numbers below a million that are not negative, in a third of the instructions of a division.
-__device__ __forceinline__ int small_quotient(int value, int divisor) {
-  return static_cast<int>(
-      approximate_quotient(static_cast<float>(value) + 0.5f, static_cast<float>(divisor)));
+__device__ __forceinline__ Place place_of(const March& m) {
+  Place at;
+  at.strip = quotient(blockIdx.x, m.by_packs);
+  at.pack = static_cast<int>(blockIdx.x) - at.strip * m.packs;
+  at.slice = quotient(blockIdx.y, m.by_chunks);
+  at.chunk = static_cast<int>(blockIdx.y) - at.slice * m.chunks;
+  at.batch = blockIdx.z;
+  return at;
 }
 
 // A position in a ring of rows, in bytes, and the one a row further on.
@@ -44,15 +40,15 @@ __device__ __forceinline__ int next_in_ring(int at, int row, int ring) {
   return at == ring ? 0 : at;
 }
 
-__device__ __forceinline__ int floor_div(int value, int divisor) {
-  if (divisor == 1) return value;
-  if (divisor == 2) return value >> 1;
-  const int quotient = value / divisor;
-  return quotient * divisor > value ? quotient - 1 : quotient;
-}
-__device__ __forceinline__ int ceil_div(int value, int divisor) { return -floor_div(-value, divisor); }
-
 __device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
+
+// A row divided by the stride, rounded down or up. `row` is no less than -kernel[1].
+__device__ __forceinline__ int divided_row(const March& m, int row) {
+  return quotient(row + m.row_bias, m.by_row_stride) - m.row_bias_quotient;
+}
+__device__ __forceinline__ int divided_row_up(const March& m, int row) {
+  return divided_row(m, row + m.stride[1] - 1);
+}
 
 // The rows of a chunk, `step_rows` rows of y a step. In the transposed operation a row o of y finishes the
 // rows o*stride - padding + i of x, i < stride, the last of whose kernel rows it is.
@@ -73,16 +69,16 @@ __device__ __forceinline__ Steps steps_of(const March& m, const Place& at) {
   s.result_begin = at.chunk * m.chunk_rows;
   s.result_end = s.result_begin + m.chunk_rows < height ? s.result_begin + m.chunk_rows : height;
   if constexpr (kTransposed) {
-    const int reaching = -floor_div(m.kernel[1] - 1 - padding - s.result_begin, stride);
-    const int finishing = floor_div(s.result_begin + padding, stride);
+    const int reaching = divided_row_up(m, s.result_begin + padding - (m.kernel[1] - 1));
+    const int finishing = divided_row(m, s.result_begin + padding);
     int first = reaching > 0 ? reaching : 0;
     if (first > finishing) first = finishing;
     if (m.second.whole) first = 0;
-    s.count = floor_div(floor_div(s.result_end - 1 + padding, stride) - first + m.step_rows, m.step_rows);
+    s.count = quotient(divided_row(m, s.result_end - 1 + padding) - first + m.step_rows, m.by_step_rows);
     s.source_row = s.second_row = first;
     s.result_row = first * stride - padding;
   } else {
-    s.count = floor_div(s.result_end - s.result_begin + m.step_rows - 1, m.step_rows);
+    s.count = quotient(s.result_end - s.result_begin + m.step_rows - 1, m.by_step_rows);
     s.source_row = s.result_begin * stride - padding;
     s.second_row = s.result_row = s.result_begin;
   }
@@ -92,16 +88,44 @@ __device__ __forceinline__ Steps steps_of(const March& m, const Place& at) {
 // The slice of the source that slice `kd` of the kernel meets; -1 where there is none.
 template <bool kTransposed>
 __device__ __forceinline__ int source_slice(const March& m, int result_slice, int kd) {
+  if (m.flat) return 0;
   const int reach = kd * m.depth_dilation - m.padding[0];
   int slice;
   if constexpr (kTransposed) {
     const int reached = result_slice - reach;
-    slice = reached / m.stride[0];
-    if (reached < 0 || slice * m.stride[0] != reached) return -1;
+    if (reached < 0) return -1;
+    slice = quotient(reached, m.by_depth_stride);
+    if (slice * m.stride[0] != reached) return -1;
   } else {
     slice = result_slice * m.stride[0] + reach;
   }
   return slice >= 0 && slice < (kTransposed ? m.output[0] : m.input[0]) ? slice : -1;
+}
+
+// Calls `walk`, in which are the loops of a kernel, with whether a position's values of a kernel row, of type
+// T, lie side by side, as a type: each is compiled for itself.
+template <typename T, typename Walk>
+__device__ __forceinline__ void walk_values(const March& m, const Walk& walk) {
+  if (m.weight_pitch.point == sizeof(T)) {
+    walk(std::true_type{});
+  } else {
+    walk(std::false_type{});
+  }
+}
+
+// The same for kernels that have one slice (kFlat); of those with several the values may lie in either way.
+template <bool kIsFlat, bool kIsTogether>
+struct Form {
+  static constexpr bool kFlat = kIsFlat;
+  static constexpr bool kTogether = kIsTogether;
+};
+template <typename T, typename Walk>
+__device__ __forceinline__ void walk_form(const March& m, const Walk& walk) {
+  if (m.kernel[0] > 1) {
+    walk(Form<false, false>{});
+  } else {
+    walk_values<T>(m, [&](auto together) { walk(Form<true, decltype(together)::value>{}); });
+  }
 }
 
 }  // namespace involution

@@ -173,7 +173,9 @@ void wait_for_copies() {
 
 inline void meet() { __syncthreads(__builtin_FILE(), __builtin_LINE()); }
 
-inline float approximate_quotient(float a, float b) { return a / b; }
+inline uint32_t multiply_high(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>(std::uint64_t{a} * b >> 32);
+}
 
 inline int uniform(int of_warp) { return of_warp; }
 
@@ -289,6 +291,25 @@ inline uint32_t transpose_matrix(uint32_t mine, const char* file = __builtin_FIL
     out |= (pair >> (16 * (lane / 4 % 2)) & 0xffffu) << (16 * j);
   }
   return out;
+}
+
+// As for 9.0; that `own` is the place that earlier machines store to is checked.
+template <int N>
+inline void store_transposed(Spot row, Spot own, const uint32_t (&m)[N], const char* file = __builtin_FILE(),
+                             int line = __builtin_LINE()) {
+  struct Given {
+    Spot row;
+  };
+  const int lane = host::detail::lane_index();
+  if (lane < 8 * N) machine_on_host::check_aligned(row, 16, "a row of a matrix");
+  const Given mine{row};
+  Given all[32];
+  host::detail::gather(machine_on_host::kAllLanes, &mine, sizeof mine, all, {file, line});
+  for (int i = 0; i < N; ++i) {
+    const Spot to = all[8 * i + lane / 4].row + lane % 4 * 4;
+    if (to != own + 16 * i) machine_on_host::fail("a place of a transposed matrix");
+    store_shared(to, transpose_matrix(m[i], file, line));
+  }
 }
 
 template <typename T>
