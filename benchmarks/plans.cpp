@@ -53,5 +53,12 @@ int main(int argc, char** argv) {
               plan.threads, static_cast<long long>(plan.shared_bytes));
   std::printf("channels: %d\nchunks: %d\nstages: %d\nconsumers: %d\nproducers: %d\n", m.pack_channels,
               m.chunks, m.stages, m.consumers, m.producers);
+  // The kernel's parameters, as bytes.
+  std::printf("grid: %d %d %lld\nmarch: ", m.packs * m.strips, m.chunks * m.slices,
+              static_cast<long long>(plan.images));
+  for (size_t i = 0; i < sizeof m; ++i) {
+    std::printf("%02x", static_cast<unsigned>(reinterpret_cast<const unsigned char*>(&m)[i]));
+  }
+  std::printf("\n");
   return 0;
 }
