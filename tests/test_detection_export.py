@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch._inductor.config
+from exported_files import through_a_file
 from torch import Tensor, nn
 
 detection = pytest.importorskip("involution.detection", exc_type=ImportError)
 
 from involution.detection import DeployableDetector, FasterRCNN, MaskRCNN, RetinaNet, paste_masks  # noqa: E402
-from involution.export import export_model, load  # noqa: E402
 
 KINDS = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "retinanet": RetinaNet}
 EACH_KIND = pytest.mark.parametrize("kind", KINDS)
@@ -93,29 +92,15 @@ def test_equals_the_detector(kind):
         torch.testing.assert_close(boxes, model([image])[0]["boxes"], atol=1e-4, rtol=1e-4)
 
 
-# An export takes a minute. What a Faster R-CNN computes, a Mask R-CNN computes in front of its masks, so that the
-# former is only written in the format that takes longest; tests/test_export.py has what of masks is special to it.
+# What a Faster R-CNN computes, a Mask R-CNN computes in front of its masks. Inductor takes a minute for it.
 @pytest.mark.parametrize(
     ("kind", "format"),
-    [
-        ("maskrcnn", "pt2"),
-        ("maskrcnn", "onnx"),
-        ("retinanet", "pt2"),
-        ("retinanet", "onnx"),
-        ("fasterrcnn", "aoti"),
-    ],
+    [(kind, format) for kind in ("maskrcnn", "retinanet") for format in ("pt2", "onnx")]
+    + [("maskrcnn", "aoti")],
 )
 def test_files(kind, format, tmp_path: Path):
-    if format == "onnx":
-        pytest.importorskip("onnxscript")
-        pytest.importorskip("onnxruntime")
     deployable = DeployableDetector(detector(kind))
-    # Loops of single numbers: Inductor thinks three times as long about vectors, which are tested with classifiers.
-    with torch._inductor.config.patch({"cpp.simdlen": 0}):
-        path = export_model(
-            deployable, torch.rand(1, 3, 64, 96), tmp_path / f"model.{format.replace('aoti', 'pt2')}", format
-        )
-    run, _ = load(path, format)
+    run = through_a_file(deployable, torch.rand(1, 3, 64, 96), tmp_path, format)
     found = []
     torch.manual_seed(1)
     with torch.no_grad():

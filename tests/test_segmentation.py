@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from elementwise_costs import ElementwiseCosts
+from exported_files import through_a_file
 from official_rednet import OfficialClassifier
 from official_segmenters import OfficialSegmenter
 from test_pretrained import assert_unchanged, published, snapshot
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from involution import Involution2d, segmentation
-from involution.export import Deployable, export_model, load
+from involution.export import Deployable
 from involution.models import (
     CheckpointError,
     FeaturePyramid,
@@ -49,9 +50,9 @@ def of_depth(kind: str, depth: int, **arguments: Any) -> Segmenter:
     return getattr(segmentation, f"semantic_fpn_rednet{depth}")(neck=kind, **arguments)
 
 
-def small(kind: str, stem_kernel_size: int = 7, classes: int = 5, **arguments: Any) -> Segmenter:
+def small(kind: str, stem_kernel_size: int = 7, classes: int = 5, stages: int = 4, **arguments: Any) -> Any:
     torch.manual_seed(1)
-    widths, blocks = (32, 16, 32, 16), (1, 2, 1, 1)
+    widths, blocks = (32, 16, 32, 16)[:stages], (1, 2, 1, 1)[:stages]
     network = RedNet(blocks, widths=widths, stem_kernel_size=stem_kernel_size, features_only=True)
     settings = {"channels": 16, "dropout": 0.0, **arguments}
     if kind == "upernet":
@@ -320,7 +321,7 @@ def test_fused_is_the_same_function(kind):
 # ---- deployment ----
 
 
-@pytest.mark.parametrize("format", ["pt2", "onnx"])
+@pytest.mark.parametrize("format", ["pt2", "onnx", "aoti"])
 @pytest.mark.parametrize("kind", ["involution", "upernet"])
 def test_files_give_the_scores_of_every_size(tmp_path: Path, kind: str, format: str) -> None:
     """Also odd ones, and those with more positions than the example; as near to float64 as the model itself.
@@ -328,13 +329,10 @@ def test_files_give_the_scores_of_every_size(tmp_path: Path, kind: str, format: 
     How near that is depends on the order of the sums, which a runtime of its own chooses: the yardstick is the farthest
     of three, those of oneDNN, of channels_last storage, and of torch's own convolutions.
     """
-    if format == "onnx":
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(name, reason="the extra 'onnx' is not installed")
-    model = settle(small(kind)).eval()
+    # AOTInductor takes 20 seconds for two stages, and 50 for four.
+    model = settle(small(kind, stages=2 if format == "aoti" else 4)).eval()
     precise = copy.deepcopy(model).double()
-    path = export_model(model, torch.randn(1, 3, 64, 96), tmp_path / f"model.{format}", format)
-    run, _ = load(path, format)
+    run = through_a_file(model, torch.randn(1, 3, 64, 96), tmp_path, format)
     for size in ((1, 64, 96), (2, 97, 65), (1, 33, 200)):
         x = torch.randn(size[0], 3, *size[1:])
         with torch.no_grad():
