@@ -47,6 +47,9 @@ class _Detector(nn.Module):
     roi_heads: Any
     head: Any
     box_coder: Any
+    _num_classes: Callable[
+        [], int | None
+    ]  # with the background; None if a predictor of the user's does not tell
 
     def forward(self, images: Sequence[Tensor], targets: Targets | None = None) -> Any:
         """As torchvision's: the losses in training, otherwise boxes, labels and scores of each image."""
@@ -58,10 +61,6 @@ class _Detector(nn.Module):
         elif len(images) == 0:
             check_images(images)
         return super().forward(images, targets)
-
-    def _num_classes(self) -> int | None:
-        """With the background; None if a predictor of the user's does not tell."""
-        raise NotImplementedError
 
 
 class FasterRCNN(_Detector, torchvision_detection.FasterRCNN):
@@ -91,10 +90,22 @@ class FasterRCNN(_Detector, torchvision_detection.FasterRCNN):
         representation_size: int = 1024,
         **arguments: Any,
     ) -> None:
-        parts = _box_parts(backbone, num_classes, head, anchor_scale, representation_size, arguments)
-        super().__init__(backbone, **parts)
-        self.rpn.box_coder = Float32BoxCoder(self.rpn.box_coder)
-        self.roi_heads.box_coder = Float32BoxCoder(self.roi_heads.box_coder)
+        channels = backbone.out_channels
+        anchors = arguments.get("rpn_anchor_generator") or Anchors(backbone.strides, (anchor_scale,))
+        pool = arguments.get("box_roi_pool") or RoIAlignPyramid(_pooled(backbone), 7)
+        make_head = InvolutionRPNHead if _kind(head) == "involution" else RPNHead
+        parts = {
+            "rpn_anchor_generator": anchors,
+            "rpn_head": in_float32(make_head(channels, anchors.num_anchors_per_location()[0])),
+            "box_roi_pool": pool,
+            "box_head": TwoMLPHead(channels * pool.output_size[0] ** 2, representation_size),
+        }
+        if num_classes is not None:
+            num_classes = check_count(num_classes, "num_classes", least=2)
+            parts["box_predictor"] = box_predictor(representation_size, num_classes)
+        super().__init__(backbone, **{**parts, **arguments})
+        for part in (self.rpn, self.roi_heads):
+            part.box_coder = Float32BoxCoder(part.box_coder.weights)
 
     def _num_classes(self) -> int | None:
         return getattr(getattr(self.roi_heads.box_predictor, "cls_score", None), "out_features", None)
@@ -163,7 +174,7 @@ class RetinaNet(_Detector, torchvision_detection.RetinaNet):
             backbone.out_channels, anchors.num_anchors_per_location()[0], outputs, _kind(head)
         )
         super().__init__(backbone, outputs, anchor_generator=anchors, head=heads, **arguments)
-        self.box_coder = Float32BoxCoder(self.box_coder)
+        self.box_coder = Float32BoxCoder(self.box_coder.weights)
 
     def _num_classes(self) -> int | None:
         return self.head.classification_head.num_classes + 1
@@ -195,31 +206,6 @@ def _kind(head: str) -> str:
 def _pooled(backbone: RedNetFPN) -> list[int]:
     """Strides of the levels that regions are read from: all but the extra ones."""
     return backbone.strides[: len(backbone.body.feature_channels)]
-
-
-def _box_parts(
-    backbone: RedNetFPN,
-    num_classes: int | None,
-    head: str,
-    anchor_scale: float,
-    representation_size: int,
-    given: dict[str, Any],
-) -> dict[str, Any]:
-    """Everything of a Faster R-CNN that torchvision would make otherwise, and what was given."""
-    channels = backbone.out_channels
-    anchors = given.get("rpn_anchor_generator") or Anchors(backbone.strides, (anchor_scale,))
-    pool = given.get("box_roi_pool") or RoIAlignPyramid(_pooled(backbone), 7)
-    make_head = InvolutionRPNHead if _kind(head) == "involution" else RPNHead
-    parts = {
-        "rpn_anchor_generator": anchors,
-        "rpn_head": in_float32(make_head(channels, anchors.num_anchors_per_location()[0])),
-        "box_roi_pool": pool,
-        "box_head": TwoMLPHead(channels * pool.output_size[0] ** 2, representation_size),
-    }
-    if num_classes is not None:
-        num_classes = check_count(num_classes, "num_classes", least=2)
-        parts["box_predictor"] = box_predictor(representation_size, num_classes)
-    return {**parts, **given}
 
 
 # ---- by name ----
