@@ -8,8 +8,6 @@ import torch
 
 from .libraries import pycocotools
 
-IMAGE = ("image_id", "height", "width")
-
 
 def recorded(objects: dict[str, Any], image: torch.Tensor, image_id: int) -> dict[str, Any]:
     """The objects of an image, truth or detections, on the CPU, with masks as run lengths, which are small."""
@@ -20,7 +18,7 @@ def recorded(objects: dict[str, Any], image: torch.Tensor, image_id: int) -> dic
     if "masks" in objects:  # (N, H, W) or, of a detector, probabilities (N, 1, H, W)
         shapes = objects["masks"].reshape(-1, height, width).gt(0.5).to(torch.uint8).permute(1, 2, 0)
         kept["masks"] = pycocotools.mask.encode(np.asfortranarray(shapes.cpu().numpy()))
-    return {**kept, **dict(zip(IMAGE, (image_id, height, width), strict=True))}
+    return {**kept, "image_id": image_id, "height": height, "width": width}
 
 
 def annotations(images: list[dict[str, Any]], category_ids: list[int]) -> list[dict[str, Any]]:
@@ -40,6 +38,13 @@ def annotations(images: list[dict[str, Any]], category_ids: list[int]) -> list[d
                 each["segmentation"] = {**run_lengths, "counts": run_lengths["counts"].decode()}
             result.append(each)
     return result
+
+
+def coco_file(images: list[dict[str, Any]], category_ids: list[int]) -> dict[str, Any]:
+    """The content of an annotation file, but for the names of images and categories."""
+    sizes = [{"id": each["image_id"], "height": each["height"], "width": each["width"]} for each in images]
+    named = [{"id": number} for number in category_ids]
+    return {"images": sizes, "categories": named, "annotations": annotations(images, category_ids)}
 
 
 def coco_scores(
@@ -65,12 +70,7 @@ def coco_scores(
     with contextlib.redirect_stdout(io.StringIO()):
         for images in (truth, found):
             sets.append(COCO())  # not by its loadRes, which fails where nothing was found
-            sizes = [
-                {"id": each["image_id"], "height": each["height"], "width": each["width"]} for each in images
-            ]
-            named = [{"id": number} for number in category_ids]
-            of = annotations(images, category_ids)
-            sets[-1].dataset = {"images": sizes, "categories": named, "annotations": of}
+            sets[-1].dataset = coco_file(images, category_ids)
             sets[-1].createIndex()
         evaluation = COCOeval(*sets, kind)
         evaluation.evaluate()
