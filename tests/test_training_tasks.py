@@ -196,7 +196,8 @@ def test_losses_and_scores_of_pixels_are_their_definitions():
     own = [F.cross_entropy(each.movedim(1, 3)[kept], maps[kept]) for each in (out.bfloat16().float(), aux)]
     torch.testing.assert_close(task.loss(batch), own[0] + 0.3 * own[1])
     task.measure(batch)
-    task.measure(Batch(torch.empty(0), [], ["unreadable"]))
+    with pytest.warns(UserWarning, match=r"1 image\(s\) skipped; one: unreadable"):
+        task.validation_step(Batch(torch.empty(0), [], ["unreadable"]), 0)
     scores, found = task.scores(), out.bfloat16().argmax(1)
     torch.testing.assert_close(scores["val_loss"], own[0])
     ious = [

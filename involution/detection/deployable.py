@@ -44,8 +44,6 @@ class DeployableDetector(nn.Module):
         TypeError: the model is another one, or reads its regions by something else than :class:`RoIAlignPyramid`.
     """
 
-    mean: Tensor
-    std: Tensor
     export_axes: ClassVar = {2: "height", 3: "width"}
 
     def __init__(self, model: FasterRCNN | RetinaNet) -> None:
@@ -64,8 +62,6 @@ class DeployableDetector(nn.Module):
         self.model: Any = model
         self.has_masks = isinstance(model, FasterRCNN) and model.roi_heads.has_mask()
         self.export_outputs = ("boxes", "scores", "labels", *(["masks"] if self.has_masks else []))
-        for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
         self.train(model.training)
 
     def resize(self, image: Tensor) -> Tensor:
@@ -74,18 +70,19 @@ class DeployableDetector(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Boxes, scores, labels and perhaps masks; see the class."""
-        if images.dim() != 4 or images.shape[0] != 1 or images.shape[1] != len(self.mean):
+        channels = len(self.model.transform.image_mean)
+        if images.dim() != 4 or images.shape[:2] != (1, channels):
             raise ValueError(
-                f"The image must be (1, {len(self.mean)}, height, width), but its shape is {tuple(images.shape)}."
+                f"The image must be (1, {channels}, height, width), but its shape is {tuple(images.shape)}."
             )
-        height, width = images.shape[2:]
+        size = height, width = images.shape[2], images.shape[3]
         right, below = self._padding(width), self._padding(height)
-        padded = F.pad((images - self.mean) / self.std, (0, right, 0, below))
+        padded = F.pad(self.model.transform.normalize(images[0])[None], (0, right, 0, below))
         levels = self.model.backbone(padded)
         if isinstance(self.model, RetinaNet):
-            return self._retina(padded, list(levels.values()), (height, width))
-        boxes = self._proposals(padded, list(levels.values()), (height, width))
-        boxes, scores, labels = self._boxes(levels, boxes, (height, width))
+            return self._retina(padded, list(levels.values()), size)
+        boxes = self._proposals(padded, list(levels.values()), size)
+        boxes, scores, labels = self._boxes(levels, boxes, size)
         if not self.has_masks:
             return boxes, scores, labels
         return boxes, scores, labels, self._masks(levels, boxes, labels)

@@ -225,7 +225,6 @@ def _builder(kind: Callable[..., _Detector], size: str) -> Callable[..., Any]:
         num_classes: int,
         *,
         neck: str = "involution",
-        head: str = "convolution" if retina else "involution",
         trainable_backbone_layers: int | None = None,
         weights_backbone: str | os.PathLike[str] | None = None,
         **arguments: Any,
@@ -239,7 +238,7 @@ def _builder(kind: Callable[..., _Detector], size: str) -> Callable[..., Any]:
             trainable_layers=trainable_backbone_layers,
             **(_TINY_BODY if tiny else {}),
         )
-        return kind(backbone, num_classes, head=head, **{**settings, **arguments})
+        return kind(backbone, num_classes, **{**settings, **arguments})
 
     name = kind.__name__
     build.__name__ = build.__qualname__ = f"{name.lower()}_rednet{size}_fpn"
@@ -249,10 +248,9 @@ def _builder(kind: Callable[..., _Detector], size: str) -> Callable[..., Any]:
         num_classes (int): With the background, which is class 0.
         neck (str): ``"convolution"`` or ``"involution"``: the layer behind each level of the pyramid. Default:
             ``"involution"``
-        head (str): As for :class:`{name}`. Default: ``"{"convolution" if retina else "involution"}"``
         trainable_backbone_layers (int, optional): As ``trainable_layers`` of :func:`rednet_fpn_backbone`.
         weights_backbone (str or os.PathLike, optional): A file of a classifier or backbone, as its ``weights``.
-        **arguments: Those of :class:`{name}`.
+        **arguments: Those of :class:`{name}`, such as ``head``.
     """
     return build
 
