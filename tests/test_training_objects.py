@@ -171,6 +171,15 @@ def test_coco_objects_that_cannot_be(coco, tmp_path):
     (tmp_path / "train2017" / "000000.png").unlink()
     with pytest.raises(BadImageError, match=r"000000.png' cannot be read"):
         data.read(*data.parts["train"][0])
+
+    def lower(content):
+        content["images"][0]["height"] = 64
+        one = {**content["annotations"][1], "segmentation": [[1, 1, 9, 1, 9, 9]], "image_id": 0}
+        content["annotations"] = [one]
+
+    data = ready(Coco(str(changed(coco, tmp_path, lower)), masks=True, workers=0))
+    with pytest.raises(BadImageError, match=r"masks of .*00.png must be \(1, 128, 128\), .* \(1, 64, 128\)"):
+        data.read(*data.parts["train"][0])
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
     with pytest.raises(DataError, match=r"val2017.json is not a file of COCO's annotations: JSONDecode"):
         Coco(str(tmp_path))

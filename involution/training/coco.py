@@ -47,6 +47,17 @@ def coco_file(images: list[dict[str, Any]], category_ids: list[int]) -> dict[str
     return {"images": sizes, "categories": named, "annotations": annotations(images, category_ids)}
 
 
+def indexed(content: dict[str, Any]) -> Any:
+    """The content of an annotation file as pycocotools has it, which is not printed."""
+    from pycocotools.coco import COCO
+
+    result = COCO()
+    result.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        result.createIndex()
+    return result
+
+
 def coco_scores(
     truth: list[dict[str, Any]], found: list[dict[str, Any]], category_ids: list[int], kind: str = "bbox"
 ) -> tuple[list[float], Any, str]:
@@ -63,15 +74,11 @@ def coco_scores(
         COCO's table of the numbers.
     """
     import numpy as np
-    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    sets, table = [], io.StringIO()
+    table = io.StringIO()
+    sets = [indexed(coco_file(images, category_ids)) for images in (truth, found)]
     with contextlib.redirect_stdout(io.StringIO()):
-        for images in (truth, found):
-            sets.append(COCO())  # not by its loadRes, which fails where nothing was found
-            sets[-1].dataset = coco_file(images, category_ids)
-            sets[-1].createIndex()
         evaluation = COCOeval(*sets, kind)
         evaluation.evaluate()
         evaluation.accumulate()

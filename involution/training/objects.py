@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 import torch
 
 from ..detection import check_targets
+from .coco import indexed
 from .data import PHOTOGRAPHS, ImageData, v2
 from .images import BadImageError, DataError, read_image
-from .libraries import pycocotools, torchvision
+from .libraries import torchvision
 
 tensors = torchvision.tv_tensors
 # The order of the official classes, as of torchvision's weights.
@@ -84,7 +85,7 @@ class ObjectData(ImageData):
         areas: Any = None,
         masks: Any = None,
     ) -> dict[str, Any]:
-        """A target of N objects: ``boxes (N, 4)`` in pixels, ``labels (N,)`` from 1, ``masks (N, H, W)``.
+        """A target of N objects: ``boxes (N, 4)`` in pixels, ``labels (N,)`` from 1, N masks ``(H, W)``.
 
         What is marked in ``crowds (N,)`` is not trained on, and in tests neither a miss nor, where it is found, a
         mistake. ``areas (N,)`` say how large an object is, for COCO's scores by size; by default as its box.
@@ -101,7 +102,8 @@ class ObjectData(ImageData):
             "area": torch.as_tensor(areas, dtype=torch.float32),
         }
         if masks is not None:
-            target["masks"] = tensors.Mask(torch.as_tensor(masks, dtype=torch.uint8).reshape(-1, *size))
+            drawn = torch.stack([*map(torch.as_tensor, masks)]) if len(boxes) else torch.zeros(0, *size)
+            target["masks"] = tensors.Mask(drawn.to(torch.uint8))
         return target
 
 
@@ -149,37 +151,28 @@ class Coco(ObjectData):
         if unknown := {each["id"] for each in content["categories"]} ^ known:
             files = " and ".join(map(str, self.files.values()))
             raise DataError(f"The categories {sorted(unknown)} are in one of {files} alone.")
-        found = defaultdict(list)
-        for each in content["annotations"]:
-            found[each["image_id"]].append(each)
-        folder = self.folders[part]
-        return [
-            (str(folder / each["file_name"]), (each["id"], found[each["id"]])) for each in content["images"]
-        ]
+        folder, index = self.folders[part], indexed(content)
+        return [(str(folder / each["file_name"]), (each["id"], index)) for each in content["images"]]
 
     def target(self, image: torch.Tensor, source: Any) -> dict[str, Any]:
-        image_id, found = source
+        image_id, index = source
+        found = index.imgToAnns[image_id]
         boxes = [[x, y, x + width, y + height] for x, y, width, height in (each["bbox"] for each in found)]
         labels = [self.category_ids.index(each["category_id"]) + 1 for each in found]
         crowds = [bool(each.get("iscrowd")) for each in found]
         areas = [each.get("area", math.prod(each["bbox"][2:])) for each in found]
-        drawn = [coco_mask(each, *image.shape[-2:]) for each in found] if self.masks else []
-        masks: Any = (torch.stack(drawn) if drawn else []) if self.masks else None
+        masks = [_mask(index, each) for each in found] if self.masks else None
         return self.objects(image, image_id, boxes, labels, crowds, areas, masks)
 
 
-def coco_mask(annotation: dict[str, Any], height: int, width: int) -> torch.Tensor:
+def _mask(index: Any, annotation: dict[str, Any]) -> torch.Tensor:
     """The mask ``(H, W)`` uint8 of an annotation, of polygons or run lengths."""
-    mask: Any = pycocotools.mask
-    shape: Any = annotation.get("segmentation")
     try:
-        if isinstance(shape, list):
-            shape = mask.merge(mask.frPyObjects(shape, height, width))
-        elif not isinstance(shape["counts"], str):
-            shape = mask.frPyObjects(shape, height, width)
-        return torch.from_numpy(mask.decode(shape))
+        return torch.from_numpy(index.annToMask(annotation))
     except Exception as error:  # pycocotools raises all kinds
-        raise BadImageError(f"Annotation {annotation['id']} has no mask that can be read: {error}") from error
+        raise BadImageError(
+            f"Annotation {annotation['id']} has no mask that can be read: {error!r}"
+        ) from error
 
 
 def read_coco(file: Path) -> dict[str, Any]:
