@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 detection = pytest.importorskip("involution.detection", exc_type=ImportError)
 
-from involution.detection import DeployableDetector, FasterRCNN, MaskRCNN, RetinaNet, paste_masks  # noqa: E402
+from detection_cases import KINDS  # noqa: E402
 
-KINDS = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "retinanet": RetinaNet}
+from involution.detection import DeployableDetector, paste_masks  # noqa: E402
+
 EACH_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -34,10 +35,9 @@ def detector(kind: str) -> Any:
         neck="convolution" if retina else "involution",
     )
     threshold = {"fasterrcnn": 0.6, "maskrcnn": 0.45, "retinanet": 0.17}[kind]
-    sizes = (
-        {"score_thresh": threshold} if retina else {"box_score_thresh": threshold, "representation_size": 32}
-    )
-    model = KINDS[kind](backbone, 4, min_size=64, max_size=1000, anchor_scale=4.0, **sizes)
+    settings = {"min_size": 64, "max_size": 1000, "anchor_scale": 4.0}
+    settings |= {"score_thresh" if retina else "box_score_thresh": threshold}
+    model = KINDS[kind](backbone, 4, **settings, **({} if retina else {"representation_size": 32}))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the first batch's statistics
@@ -53,6 +53,12 @@ def detector(kind: str) -> Any:
         else:
             model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.5)
             model.roi_heads.box_predictor.bbox_pred.weight.normal_(std=0.5)
+        if (
+            kind == "maskrcnn"
+        ):  # four involutions raise numbers to a high power, and with them rounding errors
+            for layer in model.roi_heads.mask_head:
+                layer[0].span.weight *= 0.4
+            model.roi_heads.mask_predictor.mask_fcn_logits.weight.normal_(std=1)
     return model.eval()
 
 
@@ -78,12 +84,10 @@ def test_equals_the_detector(kind):
         for size in ((64, 96), (64, 64), (97, 64)):
             image = torch.rand(3, *size)
             expected = model([image])[0]
-            result = dict(zip(deployable.export_outputs, deployable(image[None]), strict=True))
+            boxes, *others = deployable(image[None])
             if kind == "maskrcnn":
-                result["masks"] = paste_masks(result["masks"], result["boxes"], *size)
-            found += same(
-                tuple(result[name] for name in result), tuple(expected[name] for name in result), 1e-4
-            )
+                others[-1] = paste_masks(others[-1], boxes, *size)
+            found += same((boxes, *others), tuple(expected[name] for name in deployable.export_outputs), 1e-4)
         assert found > 10
         image = torch.rand(3, 40, 70)
         resized = deployable.resize(image)
