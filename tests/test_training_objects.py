@@ -307,6 +307,19 @@ def test_the_truth_is_perfect_and_other_labels_are_not():
         assert scores(truth, shuffled, ids, kind)[0][0] < 0.05
 
 
+def test_a_mask_is_as_large_as_its_pixels():
+    """Of two detections one is right, of a small object; the other is small in a box that is not."""
+    masks = torch.zeros(2, 128, 128)
+    masks[0, :10, :10] = masks[1, 100, 40:100] = masks[1, 40, 40:100] = 1
+    both = objects([[0, 0, 10, 10], [40, 40, 100, 101]], [1, 1], [0.8, 0.9])
+    truth = {name: value[:1] for name, value in {**both, "masks": masks}.items() if name != "scores"}
+    numbers = [scores([truth], [{**both, "masks": masks}], [5], kind)[0] for kind in ("bbox", "segm")]
+    # All sizes and small ones: in a large box, the second is no mistake among the small.
+    assert [(each[0], each[3]) for each in numbers] == [
+        pytest.approx(pair) for pair in ((0.5, 1), (0.5, 0.5))
+    ]
+
+
 def test_scores_of_a_few_boxes_by_hand():
     """Class 5: of two, one is found, at an IoU of 0.8. Class 9: none is found. Class 11: there is none."""
     truth = [objects([[0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 40, 40]], [1, 1, 2]), objects([], [])]
