@@ -64,6 +64,7 @@ BACKGROUND = {"fasterrcnn": 4100, "maskrcnn": 4100 + 257, "retinanet": 0}
 
 @pytest.mark.parametrize(("kind", "neck", "head"), PUBLISHED)
 def test_parameters(kind, neck, head):
+    """As many as published, and all have official names."""
     expected, trained, millions, *_ = PUBLISHED[kind, neck, head]
     with torch.device("meta"):
         build = getattr(detection, f"{kind}_rednet50_fpn")
@@ -74,6 +75,13 @@ def test_parameters(kind, neck, head):
     assert counted == trained
     assert abs(counted / 1e6 - millions) < 0.1  # published with one digit, some cut off and some rounded
 
+    state = model.state_dict()
+    official = model.official_names.to_official(state)
+    parts = {"backbone", "neck", *(["bbox_head"] if kind == "retinanet" else ["rpn_head", "roi_head"])}
+    assert len(official) == len(state) and {name.split(".")[0] for name in official} == parts
+    again = model.official_names.from_official(official)
+    assert {name: tensor.shape for name, tensor in again.items()} == {n: t.shape for n, t in state.items()}
+
 
 @pytest.mark.parametrize(("kind", "neck", "head"), PUBLISHED)
 def test_multiply_adds(kind, neck, head):
@@ -81,14 +89,11 @@ def test_multiply_adds(kind, neck, head):
     *_, stem, expected, published = PUBLISHED[kind, neck, head]
     retina = kind == "retinanet"
     with torch.device("meta"):
-        layers, extra = ((2, 3, 4), "convolution") if retina else ((1, 2, 3, 4), "pool")
-        backbone = rednet_fpn_backbone(
-            "rednet50", neck=neck, returned_layers=layers, extra=extra, stem_kernel_size=stem
-        )
+        levels = {"returned_layers": (2, 3, 4), "extra": "convolution"} if retina else {}
+        backbone = rednet_fpn_backbone("rednet50", neck=neck, stem_kernel_size=stem, **levels)
         model = KINDS[kind](backbone, 81, head=head).eval()
-        image, boxes, masks = (
-            torch.empty(s) for s in ((1, 3, 800, 1280), (1000, 256, 7, 7), (100, 256, 14, 14))
-        )
+        shapes = (1, 3, 800, 1280), (1000, 256, 7, 7), (100, 256, 14, 14)
+        image, boxes, masks = (torch.empty(shape) for shape in shapes)
     with (
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
@@ -136,11 +141,8 @@ def test_anchors():
         torch.testing.assert_close(row, torch.tensor([-width, -height, width, height]) / 2)
 
     nine = retinanet_rednet_tiny_fpn(2).anchor_generator.cell_anchors[0]
-    expected = [
-        (32 * 2 ** (step / 3) / math.sqrt(ratio), 32 * 2 ** (step / 3) * math.sqrt(ratio))
-        for ratio in (0.5, 1.0, 2.0)
-        for step in range(3)
-    ]
+    sizes = [(32 * 2 ** (step / 3), math.sqrt(ratio)) for ratio in (0.5, 1.0, 2.0) for step in range(3)]
+    expected = [(size / root, size * root) for size, root in sizes]
     torch.testing.assert_close(nine[:, 2:] - nine[:, :2], torch.tensor(expected), atol=1e-4, rtol=0)
 
 
@@ -296,17 +298,11 @@ def test_frozen_layers(tmp_path):
             fasterrcnn_rednet_tiny_fpn(3, trainable_backbone_layers=wrong)
 
 
-@pytest.mark.parametrize(
-    ("kind", "neck", "head"),
-    [
-        ("fasterrcnn", C, C),
-        ("fasterrcnn", I, I),
-        ("maskrcnn", I, C),
-        ("maskrcnn", C, I),
-        ("retinanet", C, C),
-        ("retinanet", I, C),
-    ],
-)
+TOLD_APART = [("fasterrcnn", C, C), ("fasterrcnn", I, I), ("maskrcnn", I, C), ("maskrcnn", C, I)]
+TOLD_APART += [("retinanet", C, C), ("retinanet", I, C)]
+
+
+@pytest.mark.parametrize(("kind", "neck", "head"), TOLD_APART)
 def test_official_checkpoints(kind, neck, head, tmp_path):
     """Told by its names, built, loaded; the same features and outputs of all heads; and written back, the same file."""
     theirs = official_detectors.detector(kind, neck, head, classes=4)
@@ -342,9 +338,8 @@ def test_official_checkpoints(kind, neck, head, tmp_path):
     save_official(ours.float(), back)
     state, again = theirs.float().state_dict(), torch.load(back, weights_only=True)["state_dict"]
     assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
-    report = load_checkpoint(
-        RedNet(official_detectors.BLOCKS, widths=official_detectors.WIDTHS, features_only=True), path
-    )
+    backbone = RedNet(official_detectors.BLOCKS, widths=official_detectors.WIDTHS, features_only=True)
+    report = load_checkpoint(backbone, path)
     assert len(report.left_out) == sum(not name.startswith("backbone.") for name in state)
 
     before = copy.deepcopy(ours.state_dict())
@@ -353,19 +348,6 @@ def test_official_checkpoints(kind, neck, head, tmp_path):
     with pytest.raises(CheckpointError, match=r"lacks backbone\.fpn\.lateral\.0\.weight"):
         load_checkpoint(ours, path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
-
-
-@pytest.mark.parametrize(("kind", "neck", "head"), PUBLISHED)
-def test_every_tensor_has_an_official_name(kind, neck, head):
-    with torch.device("meta"):
-        model = getattr(detection, f"{kind}_rednet50_fpn")(81, neck=neck, head=head)
-    state = model.state_dict()
-    official = model.official_names.to_official(state)
-    assert len(official) == len(state)
-    parts = {"backbone", "neck", *(["bbox_head"] if kind == "retinanet" else ["rpn_head", "roi_head"])}
-    assert {name.split(".")[0] for name in official} == parts
-    again = model.official_names.from_official(official)
-    assert {name: tensor.shape for name, tensor in again.items()} == {n: t.shape for n, t in state.items()}
 
 
 def test_what_has_no_official_name(tmp_path):

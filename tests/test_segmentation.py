@@ -85,12 +85,15 @@ def settle(model: nn.Module) -> Any:
 @EACH_KIND
 @pytest.mark.parametrize("depth", [26, 38, 50, 101, 152])
 def test_parameters(kind, depth):
-    """Those published with RedNet-50; the other depths differ by their backbones alone."""
+    """Those published with RedNet-50; the other depths differ by their backbones alone. All have official names."""
     model = of_depth(kind, depth, device="meta")
     backbones = {26: 9_233_166, 38: 12_386_986, 50: 15_540_806, 101: 25_652_950, 152: 33_984_582}
     expected = PUBLISHED[kind][0] + backbones[depth] - backbones[50]
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    there = Segmenter.official_names.to_official(model.state_dict())
+    assert all(name.startswith(("backbone.", "neck.", "decode_head.", "auxiliary_head.")) for name in there)
+    assert list(Segmenter.official_names.from_official(there)) == list(model.state_dict())
 
 
 @EACH_KIND
@@ -101,14 +104,10 @@ def test_multiply_adds(kind):
     image = torch.empty(1, 3, 1024, 2048, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter, ElementwiseCosts() as others:
         model(image)
-    flops = counter.get_flop_counts()["Global"]
-    layers = (
-        torch.ops.aten.convolution,
-        torch.ops.involution.involution,
-    )  # averages are poolings, not products
-    total = sum(flops[layer] for layer in layers) / 2 + others.count
+    flops = counter.get_flop_counts()["Global"]  # without products of matrices, which are poolings there
+    products = flops[torch.ops.aten.convolution] + flops[torch.ops.involution.involution]
     pools = sum(isinstance(module, WindowAverages) for module in model.modules())
-    total += pools * 2048 * (1024 // 32) * (2048 // 32)
+    total = products / 2 + others.count + pools * 2048 * (1024 // 32) * (2048 // 32)
     assert total / 1e9 == pytest.approx(expected, abs=0.05)
     assert total / 1e9 == pytest.approx(stated, rel=4e-4)
 
@@ -153,16 +152,6 @@ def test_names_convert_both_ways(tmp_path, kind):
         from_checkpoint(path)
 
 
-@EACH_KIND
-@pytest.mark.parametrize("depth", [26, 101])
-def test_published_shapes_convert(kind, depth):
-    with torch.device("meta"):
-        model = of_depth(kind, depth)
-    there = Segmenter.official_names.to_official(model.state_dict())
-    assert all(name.startswith(("backbone.", "neck.", "decode_head.", "auxiliary_head.")) for name in there)
-    assert list(Segmenter.official_names.from_official(there)) == list(model.state_dict())
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -204,11 +193,9 @@ def test_what_may_be_left_out(tmp_path):
     report = load_checkpoint(backbone, path)
     assert report.left_out and all(name.startswith(("decode_", "auxiliary_")) for name in report.left_out)
     assert torch.equal(backbone.stem.conv1.weight, theirs.backbone.stem[0].conv.weight)
-    with pytest.raises(
-        CheckpointError, match=r"not a whole segmenter: 'neck\.lateral\.0\.weight' is missing"
-    ):
-        state = {name: tensor for name, tensor in theirs.state_dict().items() if "bottleneck" not in name}
-        torch.save(state, path)
+    state = {name: tensor for name, tensor in theirs.state_dict().items() if "bottleneck" not in name}
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"a whole segmenter: 'neck\.lateral\.0\.weight' is missing"):
         from_checkpoint(path)
 
 
