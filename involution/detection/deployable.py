@@ -99,13 +99,9 @@ class DeployableDetector(nn.Module):
         """What the region proposal network finds, ``(N, 4)``."""
         rpn = self.model.rpn
         logits, codes = rpn.head(levels)
-        outputs = [
-            (
-                scores.permute(0, 2, 3, 1).flatten(),
-                code[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4),
-            )
-            for scores, code in zip(logits, codes, strict=True)
-        ]
+        flat = [each.permute(0, 2, 3, 1).flatten() for each in logits]
+        rows = [each[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4) for each in codes]
+        outputs = list(zip(flat, rows, strict=True))
         boxes, scores, _, numbers = _candidates(rpn, images, levels, outputs, rpn.pre_nms_top_n(), size)
         keep = _large(boxes, rpn.min_size) & (scores >= rpn.score_thresh)
         return _suppress(boxes, scores, numbers, keep, size, rpn.nms_thresh, rpn.post_nms_top_n())[0]

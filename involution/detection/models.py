@@ -47,9 +47,8 @@ class _Detector(nn.Module):
     roi_heads: Any
     head: Any
     box_coder: Any
-    _num_classes: Callable[
-        [], int | None
-    ]  # with the background; None if a predictor of the user's does not tell
+    # with the background; None if a predictor of the user's does not tell
+    _num_classes: Callable[[], int | None]
 
     def forward(self, images: Sequence[Tensor], targets: Targets | None = None) -> Any:
         """As torchvision's: the losses in training, otherwise boxes, labels and scores of each image."""
