@@ -28,6 +28,8 @@ from .heads import (
 from .official import NAMES
 from .targets import check_images, check_targets
 
+__all__ = ["FasterRCNN", "MaskRCNN", "RetinaNet"]
+
 Targets = Sequence[dict[str, Tensor]]
 
 
