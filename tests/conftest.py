@@ -28,6 +28,7 @@ DEALT_OUT = (
     "test_fused_on_host",
     "test_kernels_on_host",
     "test_operations",
+    "test_segmentation",
 )
 
 # And these stay together, since both read what the fixture exported_files takes a minute to make.

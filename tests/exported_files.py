@@ -12,11 +12,13 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+import torch._inductor.config
+from torch import Tensor, nn
 
 import involution
-from involution.export import comparison
+from involution.export import comparison, export_model, load
 from involution.export.__main__ import main
+from involution.export.formats import Runner
 from involution.models import create_model
 from involution.training.checkpoint import VERSION
 
@@ -79,12 +81,30 @@ def write_checkpoint(path: Path) -> Path:
     return path
 
 
-def export_files(folder: Path) -> ExportedFiles:
-    """Writes the checkpoint and its pt2 and aoti files; skips, and says why, where that cannot be."""
+def need_aoti() -> None:
+    """Skips, and says why, where AOTInductor cannot write files."""
     if involution.build_info()["extension"] is None:
         pytest.skip("the library of operators is not compiled")
     if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
         pytest.skip("no C++ compiler")
+
+
+def through_a_file(model: nn.Module, example: Tensor, folder: Path, format: str) -> Runner:
+    """The model, written in a format and loaded again."""
+    if format == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(name, reason="the extra 'onnx' is not installed")
+    if format == "aoti":
+        need_aoti()
+    # Loops of single numbers: Inductor thinks three times as long about vectors, which are tested with classifiers.
+    with torch._inductor.config.patch({"cpp.simdlen": 0}):
+        path = export_model(model, example, folder / f"model.{'onnx' if format == 'onnx' else 'pt2'}", format)
+    return load(path, format)[0]
+
+
+def export_files(folder: Path) -> ExportedFiles:
+    """Writes the checkpoint and its pt2 and aoti files; skips, and says why, where that cannot be."""
+    need_aoti()
     checkpoint = write_checkpoint(folder / "best.ckpt")
     has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
     formats = ["pt2", "aoti", *(["onnx"] if has_onnx else [])]

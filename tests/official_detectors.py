@@ -7,53 +7,22 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from official_rednet import Involution, OfficialRedNet, randomise
+from official_rednet import ConvNorm, Involution, Neck, OfficialRedNet, randomise
 from torch import Tensor, nn
 
 BLOCKS, WIDTHS, CHANNELS, FEATURES = (1, 2, 1, 1), (32, 16, 16, 32), 32, 24
 
 
-class Conv(nn.Module):
-    """A convolution with mmcv's name."""
-
-    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, size, stride, size // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-def layer(kind: str) -> nn.Module:
-    return Involution(CHANNELS, 7, 1) if kind == "involution" else Conv(CHANNELS, CHANNELS, 3)
-
-
-class Neck(nn.Module):
-    def __init__(self, inputs: list[int], kind: str, retina: bool):
-        super().__init__()
-        self.lateral_convs = nn.ModuleList(Conv(channels, CHANNELS, 1) for channels in inputs)
-        self.fpn_convs = nn.ModuleList(layer(kind) for _ in inputs)
-        if retina:
-            self.fpn_convs += [Conv(inputs[-1], CHANNELS, 3, 2), Conv(CHANNELS, CHANNELS, 3, 2)]
-
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        inner = [lateral(each) for lateral, each in zip(self.lateral_convs, maps, strict=True)]
-        for level in range(len(inner) - 1, 0, -1):
-            inner[level - 1] = inner[level - 1] + F.interpolate(inner[level], size=inner[level - 1].shape[2:])
-        levels = [self.fpn_convs[level](each) for level, each in enumerate(inner)]
-        if len(self.fpn_convs) == len(maps):
-            return [*levels, F.max_pool2d(levels[-1], 1, 2)]
-        for number, convolution in enumerate(self.fpn_convs[len(maps) :]):
-            levels.append(convolution(levels[-1] if number else maps[-1]))
-        return levels
+def layer(kind: str = "convolution") -> nn.Module:
+    if kind == "involution":
+        return Involution(CHANNELS, 7, 1)
+    return ConvNorm(CHANNELS, CHANNELS, 3, norm=False)
 
 
 class RPNHead(nn.Module):
     def __init__(self, kind: str):
         super().__init__()
-        self.rpn_conv = (
-            Involution(CHANNELS, 7, 1) if kind == "involution" else nn.Conv2d(CHANNELS, CHANNELS, 3, 1, 1)
-        )
+        self.rpn_conv = layer(kind) if kind == "involution" else layer(kind).conv
         self.rpn_cls = nn.Conv2d(CHANNELS, 3, 1)
         self.rpn_reg = nn.Conv2d(CHANNELS, 12, 1)
 
@@ -93,8 +62,8 @@ class MaskHead(nn.Module):
 class RetinaHead(nn.Module):
     def __init__(self, classes: int):
         super().__init__()
-        self.cls_convs = nn.ModuleList(Conv(CHANNELS, CHANNELS, 3) for _ in range(4))
-        self.reg_convs = nn.ModuleList(Conv(CHANNELS, CHANNELS, 3) for _ in range(4))
+        self.cls_convs = nn.ModuleList(layer() for _ in range(4))
+        self.reg_convs = nn.ModuleList(layer() for _ in range(4))
         self.retina_cls = nn.Conv2d(CHANNELS, 9 * classes, 3, 1, 1)
         self.retina_reg = nn.Conv2d(CHANNELS, 36, 3, 1, 1)
 
@@ -110,10 +79,11 @@ class OfficialDetector(nn.Module):
 
     def __init__(self, kind: str, neck: str, head: str, classes: int):
         super().__init__()
-        self.start = 1 if kind == "retinanet" else 0
+        retina = kind == "retinanet"
+        self.start = 1 if retina else 0
         self.backbone = OfficialRedNet(BLOCKS, WIDTHS, 7)
-        self.neck = Neck([4 * width for width in WIDTHS[self.start :]], neck, kind == "retinanet")
-        if kind == "retinanet":
+        self.neck = Neck([4 * width for width in WIDTHS[self.start :]], CHANNELS, neck, more=retina)
+        if retina:
             self.bbox_head = RetinaHead(classes)
             return
         self.rpn_head = RPNHead(head)
@@ -123,7 +93,8 @@ class OfficialDetector(nn.Module):
             self.roi_head.mask_head = MaskHead(head, classes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.neck(self.backbone(x)[self.start :])
+        levels = self.neck(self.backbone(x)[self.start :])
+        return levels if self.start else [*levels, F.max_pool2d(levels[-1], 1, 2)]
 
 
 def detector(kind: str, neck: str, head: str, classes: int) -> OfficialDetector:

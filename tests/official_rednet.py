@@ -97,6 +97,34 @@ class OfficialRedNet(nn.Module):
         return maps
 
 
+class Neck(nn.Module):
+    """A feature pyramid with mmdetection's names, of involutions or convolutions, and perhaps two more levels."""
+
+    def __init__(self, widths: Sequence[int], channels: int, kind: str, more: bool = False):
+        super().__init__()
+        self.lateral_convs = nn.ModuleList(ConvNorm(width, channels, 1, norm=False) for width in widths)
+        self.fpn_convs = nn.ModuleList(
+            Involution(channels, 7, 1)
+            if kind == "involution"
+            else ConvNorm(channels, channels, 3, norm=False)
+            for _ in widths
+        )
+        if more:
+            self.fpn_convs += [
+                ConvNorm(inputs, channels, 3, 2, norm=False) for inputs in (widths[-1], channels)
+            ]
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        inner = [lateral(x) for lateral, x in zip(self.lateral_convs, maps, strict=True)]
+        for i in range(len(inner) - 1, 0, -1):
+            inner[i - 1] = inner[i - 1] + F.interpolate(inner[i], inner[i - 1].shape[2:], mode="nearest")
+        levels = [convolution(x) for convolution, x in zip(self.fpn_convs, inner, strict=False)]
+        x = maps[-1]
+        for convolution in self.fpn_convs[len(maps) :]:
+            levels.append(x := convolution(x))
+        return levels
+
+
 class OfficialClassifier(nn.Module):
     """Backbone and head with the names of a published classifier."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from official_rednet import ConvNorm, Involution, OfficialRedNet
+from official_rednet import ConvNorm, Neck, OfficialRedNet
 from torch import Tensor, nn
 
 
@@ -17,31 +17,14 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)
 
 
-class Neck(nn.Module):
-    def __init__(self, widths: Sequence[int], channels: int, involution: bool):
-        super().__init__()
-        self.lateral_convs = nn.ModuleList(ConvNorm(width, channels, 1, norm=False) for width in widths)
-        self.fpn_convs = nn.ModuleList(
-            Involution(channels, 7, 1) if involution else ConvNorm(channels, channels, 3, norm=False)
-            for _ in widths
-        )
-
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        inner = [lateral(x) for lateral, x in zip(self.lateral_convs, maps, strict=True)]
-        for i in range(len(inner) - 1, 0, -1):
-            inner[i - 1] = inner[i - 1] + F.interpolate(inner[i], inner[i - 1].shape[2:], mode="nearest")
-        return [convolution(x) for convolution, x in zip(self.fpn_convs, inner, strict=True)]
-
-
 class Double(nn.Module):
     """Bilinear interpolation to twice the size, written out: 3/4 of the nearer neighbour, 1/4 of the other."""
 
     def forward(self, x: Tensor) -> Tensor:
         for axis in (2, 3):
-            before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, x.shape[axis] - 1)], axis)
-            behind = torch.cat(
-                [x.narrow(axis, 1, x.shape[axis] - 1), x.narrow(axis, x.shape[axis] - 1, 1)], axis
-            )
+            last = x.shape[axis] - 1
+            before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, last)], axis)
+            behind = torch.cat([x.narrow(axis, 1, last), x.narrow(axis, last, 1)], axis)
             both = torch.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * behind], axis + 1)
             x = both.flatten(axis, axis + 1)
         return x
@@ -115,7 +98,7 @@ class OfficialSegmenter(nn.Module):
             self.decode_head = UPerHead(widths, channels, classes)
             self.auxiliary_head = FCNHead(widths[-2], channels, classes)
         else:
-            self.neck = Neck(widths, 2 * channels, kind == "involution")
+            self.neck = Neck(widths, 2 * channels, kind)
             self.decode_head = FPNHead(2 * channels, channels, classes)
 
     def score(self, maps: list[Tensor]) -> list[Tensor]:

@@ -64,6 +64,7 @@ BACKGROUND = {"fasterrcnn": 4100, "maskrcnn": 4100 + 257, "retinanet": 0}
 
 @pytest.mark.parametrize(("kind", "neck", "head"), PUBLISHED)
 def test_parameters(kind, neck, head):
+    """As many as published, and all have official names."""
     expected, trained, millions, *_ = PUBLISHED[kind, neck, head]
     with torch.device("meta"):
         build = getattr(detection, f"{kind}_rednet50_fpn")
@@ -74,6 +75,13 @@ def test_parameters(kind, neck, head):
     assert counted == trained
     assert abs(counted / 1e6 - millions) < 0.1  # published with one digit, some cut off and some rounded
 
+    state = model.state_dict()
+    official = model.official_names.to_official(state)
+    parts = {"backbone", "neck", *(["bbox_head"] if kind == "retinanet" else ["rpn_head", "roi_head"])}
+    assert len(official) == len(state) and {name.split(".")[0] for name in official} == parts
+    again = model.official_names.from_official(official)
+    assert {name: tensor.shape for name, tensor in again.items()} == {n: t.shape for n, t in state.items()}
+
 
 @pytest.mark.parametrize(("kind", "neck", "head"), PUBLISHED)
 def test_multiply_adds(kind, neck, head):
@@ -81,14 +89,11 @@ def test_multiply_adds(kind, neck, head):
     *_, stem, expected, published = PUBLISHED[kind, neck, head]
     retina = kind == "retinanet"
     with torch.device("meta"):
-        layers, extra = ((2, 3, 4), "convolution") if retina else ((1, 2, 3, 4), "pool")
-        backbone = rednet_fpn_backbone(
-            "rednet50", neck=neck, returned_layers=layers, extra=extra, stem_kernel_size=stem
-        )
+        levels = {"returned_layers": (2, 3, 4), "extra": "convolution"} if retina else {}
+        backbone = rednet_fpn_backbone("rednet50", neck=neck, stem_kernel_size=stem, **levels)
         model = KINDS[kind](backbone, 81, head=head).eval()
-        image, boxes, masks = (
-            torch.empty(s) for s in ((1, 3, 800, 1280), (1000, 256, 7, 7), (100, 256, 14, 14))
-        )
+        shapes = (1, 3, 800, 1280), (1000, 256, 7, 7), (100, 256, 14, 14)
+        image, boxes, masks = (torch.empty(shape) for shape in shapes)
     with (
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
@@ -136,11 +141,8 @@ def test_anchors():
         torch.testing.assert_close(row, torch.tensor([-width, -height, width, height]) / 2)
 
     nine = retinanet_rednet_tiny_fpn(2).anchor_generator.cell_anchors[0]
-    expected = [
-        (32 * 2 ** (step / 3) / math.sqrt(ratio), 32 * 2 ** (step / 3) * math.sqrt(ratio))
-        for ratio in (0.5, 1.0, 2.0)
-        for step in range(3)
-    ]
+    sizes = [(32 * 2 ** (step / 3), math.sqrt(ratio)) for ratio in (0.5, 1.0, 2.0) for step in range(3)]
+    expected = [(size / root, size * root) for size, root in sizes]
     torch.testing.assert_close(nine[:, 2:] - nine[:, :2], torch.tensor(expected), atol=1e-4, rtol=0)
 
 
@@ -170,13 +172,8 @@ def test_equals_torchvision_s_own():
 
     def parts() -> dict[str, Any]:
         anchors = AnchorGenerator(((16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 3)
-        pool = MultiScaleRoIAlign(["0", "1"], 7, 2)
-        return {
-            "rpn_anchor_generator": anchors,
-            "box_roi_pool": pool,
-            "min_size": 64,
-            "box_score_thresh": 0.0,
-        }
+        made = {"rpn_anchor_generator": anchors, "box_roi_pool": MultiScaleRoIAlign(["0", "1"], 7, 2)}
+        return {**made, "min_size": 64, "box_score_thresh": 0.0}
 
     theirs = TorchvisionFasterRCNN(backbone, 5, **parts())
     ours = FasterRCNN(copy.deepcopy(backbone), 5, head=C, representation_size=1024, **parts())
@@ -213,8 +210,6 @@ def test_layers_without_norm_keep_the_size():
     for layer in four:
         layer[0].reset_parameters()
     assert four(x).square().mean() > 9
-    neck = rednet_fpn_backbone("rednet_tiny", out_channels=64).fpn.output[0]
-    assert 0.5 < neck(x).square().mean() < 1.5
     empty = InvolutionMaskHeads(64)(torch.zeros(0, 64, 14, 14, requires_grad=True))
     empty.sum().backward()
     assert empty.shape == (0, 64, 14, 14)
@@ -257,11 +252,9 @@ def test_labels_of_a_retinanet_begin_at_one():
         torch.tensor([[0.0, 0, 10, 10]]),
     )  # certain of class 4
     outputs = {"cls_logits": logits, "bbox_regression": torch.zeros(1, 1, 4)}
-    losses = [
-        model.compute_loss([{"boxes": boxes, "labels": torch.tensor([label])}], outputs, [boxes])
-        for label in (4, 1)
-    ]
-    assert losses[0]["classification"] < 1e-3 < 1 < losses[1]["classification"]
+    targets = [[{"boxes": boxes, "labels": torch.tensor([label])}] for label in (4, 1)]
+    right, wrong = (model.compute_loss(each, outputs, [boxes])["classification"] for each in targets)
+    assert right < 1e-3 < 1 < wrong
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -280,6 +273,11 @@ def test_boxes_under_autocast(kind):
 # ---- weights and what trains ----
 
 
+def fixed_stages(body: nn.Module) -> set[str]:
+    fixed = {".".join(name.split(".")[:2]) for name, p in body.named_parameters() if not p.requires_grad}
+    return {name for name in fixed if not name.startswith("stem.")}
+
+
 def test_frozen_layers(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "classifier.pth"
@@ -287,34 +285,24 @@ def test_frozen_layers(tmp_path):
     model = fasterrcnn_rednet_tiny_fpn(3, weights_backbone=path)
     body = model.backbone.body
     assert body.stem.involution.kernel_size == (3, 3)  # as in the file
-    fixed = {".".join(name.split(".")[:2]) for name, p in body.named_parameters() if not p.requires_grad}
-    assert {name for name in fixed if not name.startswith("stem.")} == {
-        "stages.0"
-    }  # two of three train by default
+    assert fixed_stages(body) == {"stages.0"}  # two of three train by default
     norms = [module for module in body.stages[1:].modules() if isinstance(module, nn.BatchNorm2d)]
     model.train()
     assert not any(norm.training for norm in norms) and all(norm.weight.requires_grad for norm in norms)
     assert all(norm.training for norm in fasterrcnn_rednet_tiny_fpn(3).train().backbone.body.stages.modules())
     with torch.device("meta"):
         layers = detection.fasterrcnn_rednet50_fpn(3, trainable_backbone_layers=3).backbone.body
-    names = {".".join(name.split(".")[:2]) for name, p in layers.named_parameters() if not p.requires_grad}
-    assert {name for name in names if name.startswith("stages")} == {"stages.0"}
+    assert fixed_stages(layers) == {"stages.0"}
     for wrong in (-1, 5):
         with pytest.raises(ValueError, match=f"trainable_layers must be from 0 to 4, .* not {wrong}"):
             fasterrcnn_rednet_tiny_fpn(3, trainable_backbone_layers=wrong)
 
 
-@pytest.mark.parametrize(
-    ("kind", "neck", "head"),
-    [
-        ("fasterrcnn", C, C),
-        ("fasterrcnn", I, I),
-        ("maskrcnn", I, C),
-        ("maskrcnn", C, I),
-        ("retinanet", C, C),
-        ("retinanet", I, C),
-    ],
-)
+TOLD_APART = [("fasterrcnn", C, C), ("fasterrcnn", I, I), ("maskrcnn", I, C), ("maskrcnn", C, I)]
+TOLD_APART += [("retinanet", C, C), ("retinanet", I, C)]
+
+
+@pytest.mark.parametrize(("kind", "neck", "head"), TOLD_APART)
 def test_official_checkpoints(kind, neck, head, tmp_path):
     """Told by its names, built, loaded; the same features and outputs of all heads; and written back, the same file."""
     theirs = official_detectors.detector(kind, neck, head, classes=4)
@@ -330,14 +318,12 @@ def test_official_checkpoints(kind, neck, head, tmp_path):
         close = lambda one, other: torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)  # noqa: E731
         close(list(ours.backbone(x).values()), levels)
         if kind == "retinanet":
-            outputs = [theirs.bbox_head(level) for level in levels]
-            flat = [
-                [each.permute(0, 2, 3, 1).reshape(1, -1, size) for each in outs]
-                for outs, size in (([o[0] for o in outputs], 4), ([o[1] for o in outputs], 4))
-            ]
+            maps = zip(
+                *map(theirs.bbox_head, levels), strict=True
+            )  # with four classes as many scores as codes
+            flat = [torch.cat([x.permute(0, 2, 3, 1).reshape(1, -1, 4) for x in each], 1) for each in maps]
             found = ours.head(levels)
-            close(found["cls_logits"], torch.cat(flat[0], 1))
-            close(found["bbox_regression"], torch.cat(flat[1], 1))
+            close([found["cls_logits"], found["bbox_regression"]], flat)
         else:
             close(ours.rpn.head(levels), tuple(map(list, zip(*map(theirs.rpn_head, levels), strict=True))))
             scores, codes = ours.roi_heads.box_predictor(ours.roi_heads.box_head(boxes))
@@ -352,9 +338,8 @@ def test_official_checkpoints(kind, neck, head, tmp_path):
     save_official(ours.float(), back)
     state, again = theirs.float().state_dict(), torch.load(back, weights_only=True)["state_dict"]
     assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
-    report = load_checkpoint(
-        RedNet(official_detectors.BLOCKS, widths=official_detectors.WIDTHS, features_only=True), path
-    )
+    backbone = RedNet(official_detectors.BLOCKS, widths=official_detectors.WIDTHS, features_only=True)
+    report = load_checkpoint(backbone, path)
     assert len(report.left_out) == sum(not name.startswith("backbone.") for name in state)
 
     before = copy.deepcopy(ours.state_dict())
@@ -363,24 +348,6 @@ def test_official_checkpoints(kind, neck, head, tmp_path):
     with pytest.raises(CheckpointError, match=r"lacks backbone\.fpn\.lateral\.0\.weight"):
         load_checkpoint(ours, path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
-
-
-@pytest.mark.parametrize(("kind", "neck", "head"), PUBLISHED)
-def test_every_tensor_has_an_official_name(kind, neck, head):
-    with torch.device("meta"):
-        model = getattr(detection, f"{kind}_rednet50_fpn")(81, neck=neck, head=head)
-    state = model.state_dict()
-    official = model.official_names.to_official(state)
-    assert len(official) == len(state)
-    assert {name.split(".")[0] for name in official} <= {
-        "backbone",
-        "neck",
-        "rpn_head",
-        "roi_head",
-        "bbox_head",
-    }
-    again = model.official_names.from_official(official)
-    assert {name: tensor.shape for name, tensor in again.items()} == {n: t.shape for n, t in state.items()}
 
 
 def test_what_has_no_official_name(tmp_path):

@@ -242,7 +242,8 @@ def test_losses_and_scores_are_their_definitions():
     torch.testing.assert_close(task.loss(Batch(images, labels, [])).double(), expected)
     for part in (slice(0, 4), slice(4, 7)):
         task.measure(Batch(images[part], labels[part], []))
-    task.measure(Batch(torch.empty(0), [], ["unreadable"]))
+    with pytest.warns(UserWarning, match=r"1 image\(s\) skipped; one: unreadable"):
+        task.validation_step(Batch(torch.empty(0), [], ["unreadable"]), 0)
     scores, predicted = task.scores(), logits.argmax(1)
     torch.testing.assert_close(scores["val_loss"].double(), own.mean())
     assert scores["val_accuracy"] == (predicted == labels).float().mean()

@@ -15,16 +15,7 @@ need_libraries()
 import numpy as np
 from PIL import Image
 
-from involution.training import (
-    BadImageError,
-    Cityscapes,
-    Coco,
-    DataError,
-    Pairs,
-    SceneMaps,
-    Scenes,
-    Voc,
-)
+from involution.training import BadImageError, Cityscapes, Coco, DataError, Pairs, SceneMaps, Scenes, Voc
 from involution.training.coco import coco_scores, recorded
 from involution.training.scenes import _material, draw_scene, write_coco
 
@@ -62,7 +53,7 @@ def test_boxes_are_tight_and_labels_those_of_the_digits():
     counts = set()
     for index in range(40):
         image, labels, masks = draw_scene("train", 5, index)
-        assert image.shape == (128, 128, 3) and image.dtype == np.uint8 and masks.sum(0).max() == 1
+        assert image.shape == (3, 128, 128) and image.dtype == torch.uint8 and masks.sum(0).max() == 1
         counts.add(len(labels))
         assert 1 <= labels.min() and labels.max() <= 10
     assert counts == {1, 2, 3, 4, 5} and set(names) == set(range(10))
@@ -149,21 +140,18 @@ def spoil(kind: str, **values):
     ("change", "message"),
     [
         (lambda content: content.pop("images"), "is not a file of COCO's annotations: KeyError"),
+        (
+            lambda content: content["categories"].append({"id": 99, "name": "x"}),
+            "categories .*99.* are in one",
+        ),
         (spoil("annotations", id=1), "has two annotations of the id 1"),
         (spoil("annotations", category_id=99), "annotation 2 has the category 99, which there is not"),
         (spoil("annotations", image_id=99), "annotation 2 is of the image 99, which there is not"),
         (spoil("annotations", bbox=[1, 2, 3]), r"annotation 2 has the box \[1, 2, 3\], not four numbers"),
-        (
-            spoil("annotations", segmentation=[[1, 2, 3, 4]]),
-            "annotation 2 has a polygon of fewer than three points",
-        ),
+        (spoil("annotations", segmentation=[[1, 2, 3, 4]]), "annotation 2 has a polygon of fewer than three"),
         (
             spoil("annotations", segmentation={"size": [1, 2]}),
-            r"annotation 2 has a mask of \[1, 2\], but its image is",
-        ),
-        (
-            lambda content: content["categories"].append({"id": 99, "name": "x"}),
-            "The categories .*99.* are in one of",
+            r"annotation 2 has a mask of \[1, 2\], but its",
         ),
     ],
 )
@@ -178,15 +166,22 @@ def test_coco_objects_that_cannot_be(coco, tmp_path):
     with pytest.raises(
         BadImageError, match=r"of .*00000\d.png, .*reaches out of the image of 128x128 pixels"
     ):
-        for index in range(3):
-            data.read(*data.parts["train"][index])
+        for sample in data.parts["train"]:
+            data.read(*sample)
     (tmp_path / "train2017" / "000000.png").unlink()
     with pytest.raises(BadImageError, match=r"000000.png' cannot be read"):
         data.read(*data.parts["train"][0])
+
+    def lower(content):
+        content["images"][0]["height"] = 64
+        one = {**content["annotations"][1], "segmentation": [[1, 1, 9, 1, 9, 9]], "image_id": 0}
+        content["annotations"] = [one]
+
+    data = ready(Coco(str(changed(coco, tmp_path, lower)), masks=True, workers=0))
+    with pytest.raises(BadImageError, match=r"masks of .*00.png must be \(1, 128, 128\), .* \(1, 64, 128\)"):
+        data.read(*data.parts["train"][0])
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
-    with pytest.raises(
-        DataError, match=r"instances_val2017.json is not a file of COCO's annotations: JSONDecode"
-    ):
+    with pytest.raises(DataError, match=r"val2017.json is not a file of COCO's annotations: JSONDecode"):
         Coco(str(tmp_path))
 
 
@@ -206,10 +201,8 @@ def test_voc(tmp_path):
     root = tmp_path / "VOCdevkit" / "VOC2012"
     (root / "ImageSets" / "Main").mkdir(parents=True)
     (root / "Annotations").mkdir()
-    one = (
-        "<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax>"
-    )
-    one += "<ymax>40</ymax></bndbox></object>"
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
+    one = f"<object><name>{{}}</name><difficult>{{}}</difficult>{box}</object>"
     for part in ("train", "val"):
         (root / "ImageSets" / "Main" / f"{part}.txt").write_text(f"{part}\n")
         save(root / "JPEGImages" / f"{part}.jpg", np.zeros((*SIZES[0], 3)))
@@ -251,24 +244,22 @@ def test_pairs(tmp_path):
     assert images.shape == (2, 3, 24, 16) and set(maps.unique().tolist()) <= {0, 1, 255}
 
 
+MAP = "masks/train/L.png"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda root: (root / "classes.txt").unlink(), "has no classes.txt"),
-        (lambda root: (root / "masks" / "train" / "L.png").unlink(), r"L.png is missing"),
+        (lambda root: shutil.rmtree(root / "images"), "There are no images in .*images/train"),
+        (lambda root: (root / MAP).unlink(), r"L.png is missing: there is no .*L.png"),
         (
             lambda root: write_pairs(root, (0, 7)),
             r"L.png' has the values \[7\]; there are classes from 0 to 1",
         ),
-        (
-            lambda root: save(root / "masks/train/L.png", np.zeros((5, 5))),
-            r"L.png' is \(5, 5\), but .* \(40, 30\)",
-        ),
-        (
-            lambda root: save(root / "masks/train/L.png", np.zeros((*SIZES[0], 3))),
-            "it is RGB, neither grey of 8",
-        ),
-        (lambda root: (root / "masks/train/L.png").write_bytes(b"no"), r"map .*L.png' cannot be read"),
+        (lambda root: save(root / MAP, np.zeros((5, 5))), r"L.png' is \(5, 5\), but .* \(40, 30\)"),
+        (lambda root: save(root / MAP, np.zeros((*SIZES[0], 3))), "it is RGB, neither grey of 8"),
+        (lambda root: (root / MAP).write_bytes(b"no"), r"map .*L.png' cannot be read"),
     ],
 )
 def test_pairs_that_are_none(tmp_path, change, message):
@@ -293,12 +284,9 @@ def test_cityscapes(tmp_path):
 # --- COCO's scores ----------------------------------------------------------------------------------------
 
 
-def objects(boxes, labels, scores=None, **more):
-    kept = {
-        "boxes": torch.tensor(boxes).float().reshape(-1, 4),
-        "labels": torch.tensor(labels, dtype=torch.int64),
-    }
-    return {**kept, **({} if scores is None else {"scores": torch.tensor(scores).float()}), **more}
+def objects(boxes, labels, scores=None):
+    kept = {"boxes": torch.tensor(boxes).float().reshape(-1, 4), "labels": torch.tensor(labels).long()}
+    return kept if scores is None else {**kept, "scores": torch.tensor(scores).float()}
 
 
 def scores(truth, found, ids, kind="bbox"):
@@ -308,9 +296,7 @@ def scores(truth, found, ids, kind="bbox"):
 
 
 def test_the_truth_is_perfect_and_other_labels_are_not():
-    truth = [
-        target for batch in ready(Scenes(masks=True, test=40)).val_dataloader() for target in batch.targets
-    ]
+    truth = next(iter(ready(Scenes(masks=True, test=40)).val_dataloader())).targets
     ids = list(range(1, 11))
     found = [{**each, "scores": torch.ones(len(each["labels"]))} for each in truth]
     for kind in ("bbox", "segm"):
@@ -319,6 +305,19 @@ def test_the_truth_is_perfect_and_other_labels_are_not():
         assert "Average Precision" in table
         shuffled = [{**each, "labels": each["labels"] % 10 + 1} for each in found]
         assert scores(truth, shuffled, ids, kind)[0][0] < 0.05
+
+
+def test_a_mask_is_as_large_as_its_pixels():
+    """Of two detections one is right, of a small object; the other is small in a box that is not."""
+    masks = torch.zeros(2, 128, 128)
+    masks[0, :10, :10] = masks[1, 100, 40:100] = masks[1, 40, 40:100] = 1
+    both = objects([[0, 0, 10, 10], [40, 40, 100, 101]], [1, 1], [0.8, 0.9])
+    truth = {name: value[:1] for name, value in {**both, "masks": masks}.items() if name != "scores"}
+    numbers = [scores([truth], [{**both, "masks": masks}], [5], kind)[0] for kind in ("bbox", "segm")]
+    # All sizes and small ones: in a large box, the second is no mistake among the small.
+    assert [(each[0], each[3]) for each in numbers] == [
+        pytest.approx(pair) for pair in ((0.5, 1), (0.5, 0.5))
+    ]
 
 
 def test_scores_of_a_few_boxes_by_hand():

@@ -6,16 +6,14 @@ indices, and its ``batched_nms`` branches on how many boxes there are. Here the 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
-from torchvision.ops import nms
+from torchvision.ops import clip_boxes_to_image, nms
 
 from .heads import RoIAlignPyramid
 from .models import FasterRCNN, RetinaNet
@@ -46,8 +44,6 @@ class DeployableDetector(nn.Module):
         TypeError: the model is another one, or reads its regions by something else than :class:`RoIAlignPyramid`.
     """
 
-    mean: Tensor
-    std: Tensor
     export_axes: ClassVar = {2: "height", 3: "width"}
 
     def __init__(self, model: FasterRCNN | RetinaNet) -> None:
@@ -66,8 +62,6 @@ class DeployableDetector(nn.Module):
         self.model: Any = model
         self.has_masks = isinstance(model, FasterRCNN) and model.roi_heads.has_mask()
         self.export_outputs = ("boxes", "scores", "labels", *(["masks"] if self.has_masks else []))
-        for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
         self.train(model.training)
 
     def resize(self, image: Tensor) -> Tensor:
@@ -76,18 +70,19 @@ class DeployableDetector(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Boxes, scores, labels and perhaps masks; see the class."""
-        if images.dim() != 4 or images.shape[0] != 1 or images.shape[1] != len(self.mean):
+        channels = len(self.model.transform.image_mean)
+        if images.dim() != 4 or images.shape[:2] != (1, channels):
             raise ValueError(
-                f"The image must be (1, {len(self.mean)}, height, width), but its shape is {tuple(images.shape)}."
+                f"The image must be (1, {channels}, height, width), but its shape is {tuple(images.shape)}."
             )
-        height, width = images.shape[2:]
+        size = height, width = images.shape[2], images.shape[3]
         right, below = self._padding(width), self._padding(height)
-        padded = F.pad((images - self.mean) / self.std, (0, right, 0, below))
+        padded = F.pad(self.model.transform.normalize(images[0])[None], (0, right, 0, below))
         levels = self.model.backbone(padded)
         if isinstance(self.model, RetinaNet):
-            return self._retina(padded, list(levels.values()), (height, width))
-        boxes = self._proposals(padded, list(levels.values()), (height, width))
-        boxes, scores, labels = self._boxes(levels, boxes, (height, width))
+            return self._retina(padded, list(levels.values()), size)
+        boxes = self._proposals(padded, list(levels.values()), size)
+        boxes, scores, labels = self._boxes(levels, boxes, size)
         if not self.has_masks:
             return boxes, scores, labels
         return boxes, scores, labels, self._masks(levels, boxes, labels)
@@ -103,19 +98,13 @@ class DeployableDetector(nn.Module):
     def _proposals(self, images: Tensor, levels: list[Tensor], size: tuple[int, int]) -> Tensor:
         """What the region proposal network finds, ``(N, 4)``."""
         rpn = self.model.rpn
-        count = rpn.pre_nms_top_n()
         logits, codes = rpn.head(levels)
-        scores = [each.permute(0, 2, 3, 1).flatten() for each in logits]
-        flat = [each[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4) for each in codes]
-        anchors = _split(rpn.anchor_generator, images, levels, [each.shape[0] for each in scores])
-        found = [_best(*level, count) for level in zip(scores, flat, anchors, strict=True)]
-        best = torch.cat([level[0] for level in found]).sigmoid()
-        boxes = torch.cat([rpn.box_coder.decode_single(codes, anchors) for _, codes, anchors, _ in found])
-        boxes = _clip(boxes, size)
-        numbers = torch.arange(len(found), device=boxes.device).repeat_interleave(count)
-        keep = torch.where(_large(boxes, rpn.min_size) & (best >= rpn.score_thresh))[0]
-        boxes = boxes[keep]
-        return boxes[_nms(boxes, best[keep], numbers[keep], size, rpn.nms_thresh)[: rpn.post_nms_top_n()]]
+        flat = [each.permute(0, 2, 3, 1).flatten() for each in logits]
+        rows = [each[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4) for each in codes]
+        outputs = list(zip(flat, rows, strict=True))
+        boxes, scores, _, numbers = _candidates(rpn, images, levels, outputs, rpn.pre_nms_top_n(), size)
+        keep = _large(boxes, rpn.min_size) & (scores >= rpn.score_thresh)
+        return _suppress(boxes, scores, numbers, keep, size, rpn.nms_thresh, rpn.post_nms_top_n())[0]
 
     def _boxes(
         self, levels: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
@@ -125,11 +114,11 @@ class DeployableDetector(nn.Module):
         logits, codes = heads.box_predictor(heads.box_head(_pool(heads.box_roi_pool, levels, proposals)))
         scores = logits.float().softmax(1)[:, 1:]
         boxes = heads.box_coder.decode_single(codes, proposals).unflatten(1, (-1, 4))[:, 1:]
-        boxes = _clip(boxes.flatten(0, 1), size)
+        boxes = clip_boxes_to_image(boxes.flatten(0, 1), size)
         labels = (torch.arange(scores.shape[1], device=boxes.device) + 1).expand_as(scores).flatten()
-        return _detections(
-            boxes, scores.flatten(), labels, size, heads, _large(boxes, 1e-2), heads.detections_per_img
-        )
+        scores = scores.flatten()
+        keep = _large(boxes, 1e-2) & (scores > heads.score_thresh)
+        return _suppress(boxes, scores, labels, keep, size, heads.nms_thresh, heads.detections_per_img)
 
     def _masks(self, levels: dict[str, Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         """The mask of each detection, ``(N, 1, h, w)``."""
@@ -141,23 +130,16 @@ class DeployableDetector(nn.Module):
         return logits.gather(1, chosen).sigmoid()
 
     def _retina(self, images: Tensor, levels: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """What a RetinaNet finds."""
         model = self.model
-        outputs = model.head(levels)
-        logits, codes = outputs["cls_logits"][0].float(), outputs["bbox_regression"][0]
-        classes, per_position = logits.shape[1], model.anchor_generator.num_anchors_per_location()[0]
-        counts = [each.shape[2] * each.shape[3] * per_position for each in levels]
-        anchors = _split(model.anchor_generator, images, levels, counts)
-        found = [
-            _best(scores.flatten(), code, boxes, model.topk_candidates, classes)
-            for scores, code, boxes in zip(
-                _parts(logits, counts), _parts(codes, counts), anchors, strict=True
-            )
-        ]
-        scores = torch.cat([level[0] for level in found]).sigmoid()
-        boxes = torch.cat([model.box_coder.decode_single(level[1], level[2]) for level in found])
-        labels = torch.cat([level[3] % classes + 1 for level in found])
-        every = torch.ones_like(labels, dtype=torch.bool)
-        return _detections(_clip(boxes, size), scores, labels, size, model, every, model.detections_per_img)
+        found = [model.head([level]) for level in levels]
+        outputs = [(each["cls_logits"].float().flatten(), each["bbox_regression"][0]) for each in found]
+        classes = found[0]["cls_logits"].shape[2]
+        boxes, scores, numbers, _ = _candidates(
+            model, images, levels, outputs, model.topk_candidates, size, classes
+        )
+        keep = scores > model.score_thresh
+        return _suppress(boxes, scores, numbers + 1, keep, size, model.nms_thresh, model.detections_per_img)
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
@@ -165,52 +147,63 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor
     return paste_masks_in_image(masks, boxes, (height, width))
 
 
-def _split(generator: Any, images: Tensor, levels: list[Tensor], counts: list[int]) -> Sequence[Tensor]:
-    """The anchors of each level."""
-    size = (images.shape[2], images.shape[3])
-    return _parts(generator(ImageList(images, [size]), levels)[0], counts)
-
-
-def _parts(rows: Tensor, counts: list[int]) -> list[Tensor]:
-    """As ``rows.split(counts)``, which would fix the counts in an exported program."""
-    ends = list(itertools.accumulate(counts))
-    return [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
-
-
-def _best(
-    scores: Tensor, codes: Tensor, anchors: Tensor, count: int, classes: int = 1
+def _candidates(
+    part: Any,
+    images: Tensor,
+    levels: list[Tensor],
+    outputs: list[tuple[Tensor, Tensor]],
+    count: int,
+    size: tuple[int, int],
+    classes: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ``count`` best of ``scores (N * classes,)``, with what belongs to them, and their numbers.
+    """The ``count`` best boxes of each level, with their scores, classes and levels, all counted from 0.
 
-    A small map has fewer. As many boxes of no area and a score of 0 go to the end first, so that there are always
-    enough; what selects by area or score later leaves them out.
+    ``outputs`` are each level's logits ``(N * classes,)`` and codes ``(N, 4)``; ``part`` has anchors and a box coder. A
+    small map has fewer than ``count``. As many boxes of no area and a score of 0 go to the end first, so that there are
+    always enough; what selects by area or score later leaves them out.
     """
-    scores, numbers = F.pad(scores, (0, count), value=-torch.inf).topk(count)
-    rows = numbers // classes
-    return scores, F.pad(codes, (0, 0, 0, count))[rows], F.pad(anchors, (0, 0, 0, count))[rows], numbers
-
-
-def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    height, width = size
-    x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
-    return torch.stack((x, y), 2).flatten(1)
+    padded_size = (images.shape[2], images.shape[3])
+    anchors = part.anchor_generator(ImageList(images, [padded_size]), levels)[0]
+    found, end = [], 0
+    for level, (logits, codes) in enumerate(outputs):
+        start, end = end, end + codes.shape[0]  # split() would fix the counts in an exported program
+        best, places = F.pad(logits, (0, count), value=-torch.inf).topk(count)
+        rows = places // classes
+        boxes = part.box_coder.decode_single(
+            F.pad(codes, (0, 0, 0, count))[rows], F.pad(anchors[start:end], (0, 0, 0, count))[rows]
+        )
+        found.append((boxes, best.sigmoid(), places % classes, torch.full_like(places, level)))
+    boxes, scores, labels, numbers = (torch.cat(each) for each in zip(*found, strict=True))
+    return clip_boxes_to_image(boxes, size), scores, labels, numbers
 
 
 def _large(boxes: Tensor, least: float) -> Tensor:
     return ((boxes[:, 2:] - boxes[:, :2]) >= least).all(1)
 
 
-def _nms(boxes: Tensor, scores: Tensor, groups: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
-    """Non-maximum suppression within each group, which is moved aside by more than an image.
+def _suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    keep: Tensor,
+    size: tuple[int, int],
+    threshold: float,
+    most: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of boxes, scores and groups those to keep, by non-maximum suppression within each group: the ``most`` best.
 
-    torchvision tells torch.export that at least two boxes always remain, and a program fails where fewer do. So two are
-    added that do, outside of the image and with the lowest scores, and are the last of those that remain.
+    A group is moved aside by more than an image. torchvision tells torch.export that at least two boxes always remain,
+    and a program fails where fewer do. So two are added that do, outside of the image and with the lowest scores, and
+    are the last of those that remain.
     """
-    aside = groups.to(boxes.dtype) * (torch.sym_max(*size) + 1)
+    places = torch.where(keep)[0]
+    boxes, scores, groups = boxes[places], scores[places], groups[places]
+    aside: Any = groups.to(boxes.dtype) * (torch.sym_max(*size) + 1)
     added = torch.tensor([[-4.0, -4.0, -3.0, -3.0], [-2.0, -2.0, -1.0, -1.0]], device=boxes.device)
-    every = torch.cat([boxes + cast(Tensor, aside)[:, None], added])
-    kept = nms(every, torch.cat([scores, scores.new_full((2,), -1.0)]), threshold)
-    return cast(Tensor, kept)[:-2]
+    every = torch.cat([boxes + aside[:, None], added])
+    kept: Any = nms(every, torch.cat([scores, scores.new_full((2,), -1.0)]), threshold)
+    kept = kept[:-2][:most]
+    return boxes[kept], scores[kept], groups[kept]
 
 
 def _pool(pool: RoIAlignPyramid, levels: dict[str, Tensor], boxes: Tensor) -> Tensor:
@@ -222,13 +215,3 @@ def _pool(pool: RoIAlignPyramid, levels: dict[str, Tensor], boxes: Tensor) -> Te
         read = pool.read(number, levels[name], rois)
         result = result + torch.where((own == number)[:, None, None, None], read, 0)
     return result
-
-
-def _detections(
-    boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], rules: Any, keep: Tensor, most: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``most`` best, by a detector's thresholds."""
-    keep = torch.where(keep & (scores > rules.score_thresh))[0]
-    boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
-    keep = _nms(boxes, scores, labels, size, rules.nms_thresh)[:most]
-    return boxes[keep], scores[keep], labels[keep]

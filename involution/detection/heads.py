@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
@@ -134,23 +135,15 @@ class RoIAlignPyramid(MultiScaleRoIAlign):
         return result
 
 
-class Float32BoxCoder:
-    """A box coder of torchvision that decodes in float32, whatever autocast makes of a predictor's output.
+class Float32BoxCoder(BoxCoder):
+    """torchvision's, but in float32, whatever autocast makes of a predictor's output.
 
     In bfloat16 a box at 1000 pixels would be wrong by several of them.
     """
 
-    def __init__(self, coder: Any) -> None:
-        self.encode = coder.encode
-        self.coder = coder
-
-    def decode(self, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
-        """Boxes of several images."""
-        return self.coder.decode(rel_codes.float(), boxes)
-
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes of one."""
-        return self.coder.decode_single(rel_codes.float(), boxes)
+        """The boxes that codes and reference boxes mean."""
+        return super().decode_single(rel_codes.float(), boxes)
 
 
 def tower(channels: int, depth: int) -> nn.Sequential:

@@ -28,6 +28,8 @@ from .heads import (
 from .official import NAMES
 from .targets import check_images, check_targets
 
+__all__ = ["FasterRCNN", "MaskRCNN", "RetinaNet"]
+
 Targets = Sequence[dict[str, Tensor]]
 
 
@@ -47,6 +49,8 @@ class _Detector(nn.Module):
     roi_heads: Any
     head: Any
     box_coder: Any
+    # with the background; None if a predictor of the user's does not tell
+    _num_classes: Callable[[], int | None]
 
     def forward(self, images: Sequence[Tensor], targets: Targets | None = None) -> Any:
         """As torchvision's: the losses in training, otherwise boxes, labels and scores of each image."""
@@ -58,10 +62,6 @@ class _Detector(nn.Module):
         elif len(images) == 0:
             check_images(images)
         return super().forward(images, targets)
-
-    def _num_classes(self) -> int | None:
-        """With the background; None if a predictor of the user's does not tell."""
-        raise NotImplementedError
 
 
 class FasterRCNN(_Detector, torchvision_detection.FasterRCNN):
@@ -91,10 +91,22 @@ class FasterRCNN(_Detector, torchvision_detection.FasterRCNN):
         representation_size: int = 1024,
         **arguments: Any,
     ) -> None:
-        parts = _box_parts(backbone, num_classes, head, anchor_scale, representation_size, arguments)
-        super().__init__(backbone, **parts)
-        self.rpn.box_coder = Float32BoxCoder(self.rpn.box_coder)
-        self.roi_heads.box_coder = Float32BoxCoder(self.roi_heads.box_coder)
+        channels = backbone.out_channels
+        anchors = arguments.get("rpn_anchor_generator") or Anchors(backbone.strides, (anchor_scale,))
+        pool = arguments.get("box_roi_pool") or RoIAlignPyramid(_pooled(backbone), 7)
+        make_head = InvolutionRPNHead if _kind(head) == "involution" else RPNHead
+        parts = {
+            "rpn_anchor_generator": anchors,
+            "rpn_head": in_float32(make_head(channels, anchors.num_anchors_per_location()[0])),
+            "box_roi_pool": pool,
+            "box_head": TwoMLPHead(channels * pool.output_size[0] ** 2, representation_size),
+        }
+        if num_classes is not None:
+            num_classes = check_count(num_classes, "num_classes", least=2)
+            parts["box_predictor"] = box_predictor(representation_size, num_classes)
+        super().__init__(backbone, **{**parts, **arguments})
+        for part in (self.rpn, self.roi_heads):
+            part.box_coder = Float32BoxCoder(part.box_coder.weights)
 
     def _num_classes(self) -> int | None:
         return getattr(getattr(self.roi_heads.box_predictor, "cls_score", None), "out_features", None)
@@ -163,7 +175,7 @@ class RetinaNet(_Detector, torchvision_detection.RetinaNet):
             backbone.out_channels, anchors.num_anchors_per_location()[0], outputs, _kind(head)
         )
         super().__init__(backbone, outputs, anchor_generator=anchors, head=heads, **arguments)
-        self.box_coder = Float32BoxCoder(self.box_coder)
+        self.box_coder = Float32BoxCoder(self.box_coder.weights)
 
     def _num_classes(self) -> int | None:
         return self.head.classification_head.num_classes + 1
@@ -197,31 +209,6 @@ def _pooled(backbone: RedNetFPN) -> list[int]:
     return backbone.strides[: len(backbone.body.feature_channels)]
 
 
-def _box_parts(
-    backbone: RedNetFPN,
-    num_classes: int | None,
-    head: str,
-    anchor_scale: float,
-    representation_size: int,
-    given: dict[str, Any],
-) -> dict[str, Any]:
-    """Everything of a Faster R-CNN that torchvision would make otherwise, and what was given."""
-    channels = backbone.out_channels
-    anchors = given.get("rpn_anchor_generator") or Anchors(backbone.strides, (anchor_scale,))
-    pool = given.get("box_roi_pool") or RoIAlignPyramid(_pooled(backbone), 7)
-    make_head = InvolutionRPNHead if _kind(head) == "involution" else RPNHead
-    parts = {
-        "rpn_anchor_generator": anchors,
-        "rpn_head": in_float32(make_head(channels, anchors.num_anchors_per_location()[0])),
-        "box_roi_pool": pool,
-        "box_head": TwoMLPHead(channels * pool.output_size[0] ** 2, representation_size),
-    }
-    if num_classes is not None:
-        num_classes = check_count(num_classes, "num_classes", least=2)
-        parts["box_predictor"] = box_predictor(representation_size, num_classes)
-    return {**parts, **given}
-
-
 # ---- by name ----
 
 # rednet_tiny is for images of about 128 pixels.
@@ -239,7 +226,6 @@ def _builder(kind: Callable[..., _Detector], size: str) -> Callable[..., Any]:
         num_classes: int,
         *,
         neck: str = "involution",
-        head: str = "convolution" if retina else "involution",
         trainable_backbone_layers: int | None = None,
         weights_backbone: str | os.PathLike[str] | None = None,
         **arguments: Any,
@@ -253,7 +239,7 @@ def _builder(kind: Callable[..., _Detector], size: str) -> Callable[..., Any]:
             trainable_layers=trainable_backbone_layers,
             **(_TINY_BODY if tiny else {}),
         )
-        return kind(backbone, num_classes, head=head, **{**settings, **arguments})
+        return kind(backbone, num_classes, **{**settings, **arguments})
 
     name = kind.__name__
     build.__name__ = build.__qualname__ = f"{name.lower()}_rednet{size}_fpn"
@@ -263,10 +249,9 @@ def _builder(kind: Callable[..., _Detector], size: str) -> Callable[..., Any]:
         num_classes (int): With the background, which is class 0.
         neck (str): ``"convolution"`` or ``"involution"``: the layer behind each level of the pyramid. Default:
             ``"involution"``
-        head (str): As for :class:`{name}`. Default: ``"{"convolution" if retina else "involution"}"``
         trainable_backbone_layers (int, optional): As ``trainable_layers`` of :func:`rednet_fpn_backbone`.
         weights_backbone (str or os.PathLike, optional): A file of a classifier or backbone, as its ``weights``.
-        **arguments: Those of :class:`{name}`.
+        **arguments: Those of :class:`{name}`, such as ``head``.
     """
     return build
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,16 +29,19 @@ class DetectorNames(OfficialNames):
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state_dict as ours; raises ValueError where a name is not an official one."""
-        ours = super().from_official(state)
-        levels = _levels(ours)
-        return {_extra(name, levels): _background_first(name, tensor) for name, tensor in ours.items()}
+        ours = OfficialNames.from_official(self._with_extra_levels(state), state)
+        return {name: _background_first(name, tensor) for name, tensor in ours.items()}
 
     def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state_dict as the official ones; raises ValueError where a name is not one of ours."""
+        moved = {name: _background_last(name, tensor) for name, tensor in state.items()}
+        return OfficialNames.to_official(self._with_extra_levels(state), moved)
+
+    def _with_extra_levels(self, state: Mapping[str, Tensor]) -> DetectorNames:
+        """Officially, a pyramid's extra levels are counted on: ``fpn_convs.4`` of three maps is ``extra.1``."""
         levels = _levels(state)
-        return super().to_official(
-            {_no_extra(name, levels): _background_last(name, tensor) for name, tensor in state.items()}
-        )
+        names = {f"neck.fpn_convs.{levels + i}.conv": f"backbone.fpn.extra.{i}" for i in range(2)}
+        return replace(self, parts={**names, **self.parts})  # before the pattern that they fit, too
 
 
 NAMES = DetectorNames(
@@ -103,23 +107,9 @@ def build(state: Mapping[str, Tensor], found: dict[str, Any], **arguments: Any) 
 
 
 def _levels(state: Mapping[str, Tensor]) -> int:
-    """How many maps go into the pyramid."""
-    return sum(re.fullmatch(r"backbone\.fpn\.lateral\.\d+\.weight", name) is not None for name in state)
-
-
-def _extra(name: str, levels: int) -> str:
-    """``fpn.output.4`` of three maps is ``fpn.extra.1``: officially, extra levels are counted on."""
-    head, found, rest = name.partition("backbone.fpn.output.")
-    number, _, tensor = rest.partition(".")
-    if found and int(number) >= levels:
-        return f"{head}backbone.fpn.extra.{int(number) - levels}.{tensor}"
-    return name
-
-
-def _no_extra(name: str, levels: int) -> str:
-    head, found, rest = name.partition("backbone.fpn.extra.")
-    number, _, tensor = rest.partition(".")
-    return f"{head}backbone.fpn.output.{int(number) + levels}.{tensor}" if found else name
+    """How many maps go into the pyramid, by either kind of names."""
+    lateral = re.compile(r"(neck\.lateral_convs\.\d+\.conv|backbone\.fpn\.lateral\.\d+)\.weight")
+    return sum(lateral.fullmatch(name) is not None for name in state)
 
 
 def _background_first(name: str, tensor: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ dropout of whole channels before the classifier, and bilinear interpolation with
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -148,13 +147,12 @@ class UPerHead(_Head):
 
 
 class FCNHead(_Head):
-    """3x3 convolutions and a classifier on one map: the auxiliary head, for the loss alone.
+    """A 3x3 convolution and a classifier on one map: the auxiliary head, for the loss alone.
 
     Args:
         in_channels (int): Channels of the map.
         num_classes (int): How many scores a position gets.
-        channels (int): Channels of the convolutions. Default: 256
-        convolutions (int): How many there are. Default: 1
+        channels (int): Channels of the convolution. Default: 256
         dropout (float): Probability to zero a channel before the classifier, in training. Default: 0.1
 
     Shape:
@@ -166,12 +164,10 @@ class FCNHead(_Head):
         in_channels: int,
         num_classes: int,
         channels: int = 256,
-        convolutions: int = 1,
         dropout: float = 0.1,
     ) -> None:
         super().__init__(channels, num_classes, dropout)
-        widths = [in_channels, *[channels] * check_count(convolutions, "convolutions")]
-        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3) for a, b in itertools.pairwise(widths)))
+        self.convs = nn.Sequential(ConvNormAct(in_channels, channels, 3))
         self.reset_parameters()
 
     def forward(self, map: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Segmenter(nn.Module):
         segmenters; in training with an auxiliary head ``"aux"`` too, of the same shape.
 
     Example:
-        >>> model = semantic_fpn_rednet26(num_classes=19).eval()
+        >>> model = semantic_fpn("rednet26", num_classes=19).eval()
         >>> model(torch.randn(1, 3, 65, 97))["out"].shape
         torch.Size([1, 19, 65, 97])
     """
@@ -179,22 +179,17 @@ def semantic_fpn_rednet_tiny(num_classes: int = 11, **arguments: Any) -> Segment
     return semantic_fpn("rednet_tiny", num_classes, **settings)
 
 
-def _named(make: Callable[..., Segmenter], network: str) -> Callable[..., Segmenter]:
-    def entry(num_classes: int = 19, **arguments: Any) -> Segmenter:
+def _builder(make: Callable[..., Segmenter], network: str) -> Callable[..., Segmenter]:
+    def build(num_classes: int = 19, **arguments: Any) -> Segmenter:
         return make(network, num_classes, **arguments)
 
-    entry.__name__ = entry.__qualname__ = f"{make.__name__}_{network}"
-    entry.__doc__ = f":func:`{make.__name__}` on {network}, with its further arguments."
-    return entry
+    build.__name__ = build.__qualname__ = f"{make.__name__}_{network}"
+    build.__doc__ = f":func:`{make.__name__}` on {network}, with its further arguments."
+    return build
 
 
-semantic_fpn_rednet26 = _named(semantic_fpn, "rednet26")
-semantic_fpn_rednet38 = _named(semantic_fpn, "rednet38")
-semantic_fpn_rednet50 = _named(semantic_fpn, "rednet50")
-semantic_fpn_rednet101 = _named(semantic_fpn, "rednet101")
-semantic_fpn_rednet152 = _named(semantic_fpn, "rednet152")
-upernet_rednet26 = _named(upernet, "rednet26")
-upernet_rednet38 = _named(upernet, "rednet38")
-upernet_rednet50 = _named(upernet, "rednet50")
-upernet_rednet101 = _named(upernet, "rednet101")
-upernet_rednet152 = _named(upernet, "rednet152")
+BUILDERS = {
+    build.__name__: build
+    for make in (semantic_fpn, upernet)
+    for build in (_builder(make, f"rednet{depth}") for depth in (26, 38, 50, 101, 152))
+}

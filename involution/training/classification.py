@@ -46,11 +46,10 @@ class Classification(Task):
         return F.cross_entropy(scores, batch.targets, label_smoothing=self.label_smoothing)
 
     def measure(self, batch: Batch) -> None:
-        if len(batch.targets):
-            scores = self(batch.images)
-            self.tests["loss"].update(F.cross_entropy(scores, batch.targets, reduction="none"))
-            self.tests["accuracy"].update(scores, batch.targets)
-            self.tests["confusion"].update(scores, batch.targets)
+        scores = self(batch.images)
+        self.tests["loss"].update(F.cross_entropy(scores, batch.targets, reduction="none"))
+        self.tests["accuracy"].update(scores, batch.targets)
+        self.tests["confusion"].update(scores, batch.targets)
 
     def scores(self) -> dict[str, Tensor]:
         found = {f"val_{name}": metric.compute() for name, metric in self.tests.items()}

@@ -47,8 +47,6 @@ class Detection(Task):
         return torch.stack([*parts.values()]).sum()
 
     def measure(self, batch: Batch) -> None:
-        if not len(batch.targets):
-            return
         for image, target, found in zip(batch.images, batch.targets, self.network(batch.images), strict=True):
             self.seen.append([recorded(each, image, target["image_id"]) for each in (target, found)])
             if len(self.examples) < EXAMPLES:

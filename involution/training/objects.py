@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 import torch
 
 from ..detection import check_targets
+from .coco import indexed
 from .data import PHOTOGRAPHS, ImageData, v2
 from .images import BadImageError, DataError, read_image
-from .libraries import pycocotools, torchvision
+from .libraries import torchvision
 
 tensors = torchvision.tv_tensors
 # The order of the official classes, as of torchvision's weights.
@@ -42,12 +43,10 @@ class ObjectData(ImageData):
         super().__init__(**common)
         self.masks = masks
         cropped = [v2.RandomPhotometricDistort(), v2.RandomIoUCrop()] if crop else []
-        mirrored = [v2.RandomHorizontalFlip()] if mirror else []
+        mirrored = v2.RandomHorizontalFlip(0.5 if mirror else 0.0)
         sanitized = v2.SanitizeBoundingBoxes(labels_getter=_for_each_object)
-        self.changes = {
-            "train": [self.read, _without_crowds, *cropped, *mirrored, sanitized],
-            "test": [self.read],
-        }
+        train = [self.read, _without_crowds, *cropped, mirrored, sanitized]
+        self.changes = {"train": train, "test": [self.read]}
 
     def finish(self) -> list[Any]:
         return [v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
@@ -82,17 +81,19 @@ class ObjectData(ImageData):
         image_id: int,
         boxes: Any,
         labels: Any,
-        crowds: Any,
-        areas: Any,
+        crowds: Any = None,
+        areas: Any = None,
         masks: Any = None,
     ) -> dict[str, Any]:
-        """A target of N objects: ``boxes (N, 4)`` in pixels, ``labels (N,)`` from 1, ``masks (N, H, W)``.
+        """A target of N objects: ``boxes (N, 4)`` in pixels, ``labels (N,)`` from 1, N masks ``(H, W)``.
 
-        What is marked in ``iscrowd (N,)`` is not trained on, and in tests neither a miss nor, where it is found, a
-        mistake. ``area (N,)`` says how large an object is, for COCO's scores by size.
+        What is marked in ``crowds (N,)`` is not trained on, and in tests neither a miss nor, where it is found, a
+        mistake. ``areas (N,)`` say how large an object is, for COCO's scores by size; by default as its box.
         """
         size = tuple(image.shape[-2:])
         boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        crowds = [False] * len(boxes) if crowds is None else crowds
+        areas = torchvision.ops.box_area(boxes) if areas is None else areas
         target = {
             "image_id": image_id,
             "boxes": tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
@@ -101,7 +102,8 @@ class ObjectData(ImageData):
             "area": torch.as_tensor(areas, dtype=torch.float32),
         }
         if masks is not None:
-            target["masks"] = tensors.Mask(torch.as_tensor(masks, dtype=torch.uint8).reshape(-1, *size))
+            drawn = torch.stack([*map(torch.as_tensor, masks)]) if len(boxes) else torch.zeros(0, *size)
+            target["masks"] = tensors.Mask(drawn.to(torch.uint8))
         return target
 
 
@@ -149,37 +151,28 @@ class Coco(ObjectData):
         if unknown := {each["id"] for each in content["categories"]} ^ known:
             files = " and ".join(map(str, self.files.values()))
             raise DataError(f"The categories {sorted(unknown)} are in one of {files} alone.")
-        found = defaultdict(list)
-        for each in content["annotations"]:
-            found[each["image_id"]].append(each)
-        folder = self.folders[part]
-        return [
-            (str(folder / each["file_name"]), (each["id"], found[each["id"]])) for each in content["images"]
-        ]
+        folder, index = self.folders[part], indexed(content)
+        return [(str(folder / each["file_name"]), (each["id"], index)) for each in content["images"]]
 
     def target(self, image: torch.Tensor, source: Any) -> dict[str, Any]:
-        image_id, found = source
+        image_id, index = source
+        found = index.imgToAnns[image_id]
         boxes = [[x, y, x + width, y + height] for x, y, width, height in (each["bbox"] for each in found)]
         labels = [self.category_ids.index(each["category_id"]) + 1 for each in found]
         crowds = [bool(each.get("iscrowd")) for each in found]
         areas = [each.get("area", math.prod(each["bbox"][2:])) for each in found]
-        drawn = [coco_mask(each, *image.shape[-2:]) for each in found] if self.masks else []
-        masks: Any = (torch.stack(drawn) if drawn else []) if self.masks else None
+        masks = [_mask(index, each) for each in found] if self.masks else None
         return self.objects(image, image_id, boxes, labels, crowds, areas, masks)
 
 
-def coco_mask(annotation: dict[str, Any], height: int, width: int) -> torch.Tensor:
+def _mask(index: Any, annotation: dict[str, Any]) -> torch.Tensor:
     """The mask ``(H, W)`` uint8 of an annotation, of polygons or run lengths."""
-    mask: Any = pycocotools.mask
-    shape: Any = annotation.get("segmentation")
     try:
-        if isinstance(shape, list):
-            shape = mask.merge(mask.frPyObjects(shape, height, width))
-        elif not isinstance(shape["counts"], str):
-            shape = mask.frPyObjects(shape, height, width)
-        return torch.from_numpy(mask.decode(shape))
+        return torch.from_numpy(index.annToMask(annotation))
     except Exception as error:  # pycocotools raises all kinds
-        raise BadImageError(f"Annotation {annotation['id']} has no mask that can be read: {error}") from error
+        raise BadImageError(
+            f"Annotation {annotation['id']} has no mask that can be read: {error!r}"
+        ) from error
 
 
 def read_coco(file: Path) -> dict[str, Any]:
@@ -190,30 +183,25 @@ def read_coco(file: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(file.read_bytes())
-        images, categories, annotations = (
-            {each["id"]: each for each in content[kind]} for kind in ("images", "categories", "annotations")
-        )
-        for kind, found in (("images", images), ("categories", categories), ("annotations", annotations)):
-            if len(found) < len(content[kind]):
-                ids = [each["id"] for each in content[kind]]
-                raise DataError(
-                    f"{file} has two {kind} of the id {next(i for i in ids if ids.count(i) > 1)}."
-                )
-        empty = []
-        for number, each in annotations.items():
-            if problem := _problem(each, images, categories):
+        known = {}
+        for kind in ("images", "categories", "annotations"):
+            known[kind] = {each["id"]: each for each in content[kind]}
+            if len(known[kind]) < len(content[kind]):
+                [(twice, _)] = Counter(each["id"] for each in content[kind]).most_common(1)
+                raise DataError(f"{file} has two {kind} of the id {twice}.")
+        for number, each in known["annotations"].items():
+            if problem := _problem(each, known["images"], known["categories"]):
                 raise DataError(f"{file}: annotation {number} {problem}.")
-            if min(each["bbox"][2:]) <= 0:
-                empty.append(number)
+        empty = {number for number, each in known["annotations"].items() if min(each["bbox"][2:]) <= 0}
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"{file} is not a file of COCO's annotations: {type(error).__name__}: {error}"
         ) from error
     if empty:
-        warnings.warn(f"{file}: {len(empty)} boxes without an area left out; one: {empty[0]}", stacklevel=2)
-    content["annotations"] = [each for number, each in annotations.items() if number not in set(empty)]
+        warnings.warn(f"{file}: {len(empty)} boxes without an area left out; one: {min(empty)}", stacklevel=2)
+    content["annotations"] = [each for each in content["annotations"] if each["id"] not in empty]
     return content
 
 
@@ -272,5 +260,4 @@ class Voc(ObjectData):
                 boxes.append([ends[0] - 1, ends[1] - 1, *ends[2:]])  # from 1, the last pixel included
         except (OSError, ValueError, ElementTree.ParseError) as error:
             raise BadImageError(f"{file}, object {len(boxes) + 1}: {error}") from error
-        areas = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
-        return self.objects(image, image_id, boxes, labels, crowds, areas)
+        return self.objects(image, image_id, boxes, labels, crowds)

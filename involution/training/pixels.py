@@ -32,13 +32,13 @@ class PixelData(ImageData):
 
     def __init__(self, crop: tuple[int, int] | None = None, mirror: bool = True, **common: Any) -> None:
         super().__init__(**common)
-        mirrored = [v2.RandomHorizontalFlip()] if mirror else []
         cut: list[Any] = []
         if crop:
             fill = {tensors.Image: 0, tensors.Mask: IGNORED}
             cut = [v2.ScaleJitter((2 * crop[0], 2 * crop[1]), (0.5, 2.0))]
             cut += [v2.RandomCrop(crop, pad_if_needed=True, fill=fill), v2.RandomPhotometricDistort()]
-        self.changes = {"train": [self.read, *cut, *mirrored], "test": [self.read]}
+        mirrored = v2.RandomHorizontalFlip(0.5 if mirror else 0.0)
+        self.changes = {"train": [self.read, *cut, mirrored], "test": [self.read]}
 
     @staticmethod
     def collate(pairs: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,25 +94,20 @@ class Pairs(PixelData):
         super().__init__(**common)
         self.root = Path(path)
         try:
-            self.classes = (self.root / "classes.txt").read_text().split("\n")
+            names = (self.root / "classes.txt").read_text().split("\n")
         except OSError as error:
             raise DataError(f"{path} has no classes.txt with the names of the classes: {error}") from error
-        self.classes = [name.strip() for name in self.classes if name.strip()]
+        self.classes = [name.strip() for name in names if name.strip()]
 
     def samples(self, part: str) -> Any:
         part = "train" if part == "train" else "val"
-        found = sorted(
-            file for file in (self.root / "images" / part).glob("*") if not file.name.startswith(".")
-        )
+        found = sorted((self.root / "images" / part).glob("[!.]*"))
         pairs = [(str(file), str(self.root / "masks" / part / f"{file.stem}.png")) for file in found]
-        missing = [mask for _, mask in pairs if not Path(mask).exists()]
-        if missing or not pairs:
-            what = (
-                f"{missing[0]} is missing"
-                if missing
-                else f"there are no images in {self.root / 'images' / part}"
-            )
-            raise DataError(f"Images and maps do not come in pairs: {what}.")
+        if not pairs:
+            raise DataError(f"There are no images in {self.root / 'images' / part}.")
+        for image, mask in pairs:
+            if not Path(mask).exists():
+                raise DataError(f"The map of the image {image} is missing: there is no {mask}.")
         return pairs
 
 
@@ -125,12 +120,12 @@ class Cityscapes(PixelData):
 
     def __init__(self, path: str, crop: tuple[int, int] | None = (512, 1024), **common: Any) -> None:
         super().__init__(crop, **common)
-        self.path, kinds = path, torchvision.datasets.Cityscapes.classes
-        self.classes = [kind.name for kind in kinds if kind.train_id not in (-1, IGNORED)]
+        kinds = torchvision.datasets.Cityscapes.classes
+        benchmark = [kind for kind in kinds if kind.train_id not in (-1, IGNORED)]
+        self.path, self.classes = path, [kind.name for kind in benchmark]
         self.numbers = torch.full((256,), IGNORED, dtype=torch.uint8)
-        for kind in kinds:
-            if kind.train_id not in (-1, IGNORED):
-                self.numbers[kind.id] = kind.train_id
+        for kind in benchmark:
+            self.numbers[kind.id] = kind.train_id
 
     def samples(self, part: str) -> Any:
         try:

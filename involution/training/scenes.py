@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .._extras import needed_by
-from .data import ImageData
-from .libraries import pycocotools, torchvision
+from .coco import coco_file, recorded
+from .data import ImageData, v2
+from .libraries import torchvision
 from .objects import ObjectData, tensors
 from .pixels import PixelData
 
@@ -24,14 +25,14 @@ OVERLAP = 0.05  # intersection over union of two boxes, at most
 
 
 class Scene(NamedTuple):
-    """A picture ``(H, W, 3)`` uint8 and its N digits.
+    """A picture ``(3, H, W)`` uint8 and its N digits.
 
     ``labels (N,)`` are from 1, for the digit 0, to 10; ``masks (N, H, W)`` bool are the pixels that can be seen.
     """
 
-    image: Any
-    labels: Any
-    masks: Any
+    image: torch.Tensor
+    labels: torch.Tensor
+    masks: torch.Tensor
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def draw_scene(part: str, *key: int) -> Scene:
     scene = picture[top : top + SIZE, left : left + SIZE]
     scene = np.array(scene[:, ::-1] if random.random() < 0.5 else scene)
     labels: list[int] = []
-    boxes, masks = np.zeros((0, 4)), np.zeros((0, SIZE, SIZE), bool)
+    boxes, masks = torch.zeros(0, 4), torch.zeros(0, SIZE, SIZE, dtype=torch.bool)
     wanted = random.integers(1, 6)
     for _ in range(20 * wanted):  # places that are taken are tried again
         if len(labels) == wanted:
@@ -77,41 +78,34 @@ def draw_scene(part: str, *key: int) -> Scene:
         index, side = int(random.integers(len(digits))), int(random.integers(24, 49))
         ink = np.asarray(Image.fromarray(digits[index]).resize((side, side), Image.Resampling.BICUBIC)) / 255
         y, x = random.integers(SIZE - side + 1, size=2)
-        mask = np.zeros((SIZE, SIZE), bool)
-        mask[y : y + side, x : x + side] = ink > 0.5
-        box = tight_boxes(mask[None])
-        if torchvision.ops.box_iou(torch.tensor(box), torch.tensor(boxes)).gt(OVERLAP).any():
+        mask = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+        mask[0, y : y + side, x : x + side] = torch.from_numpy(ink > 0.5)
+        box = tight_boxes(mask)
+        if torchvision.ops.box_iou(box, boxes).gt(OVERLAP).any():
             continue
-        behind, colour = scene[mask].mean(0), random.random(3)
+        behind, colour = scene[mask[0].numpy()].mean(0), random.random(3)
         while np.linalg.norm(colour - behind) < COLOUR_DISTANCE:
             colour = random.random(3)
         patch = scene[y : y + side, x : x + side]
         patch += ink[..., None] * (colour - patch)
-        boxes, masks = np.concatenate((boxes, box)), np.concatenate((masks & ~mask, mask[None]))
+        boxes, masks = torch.cat((boxes, box)), torch.cat((masks & ~mask, mask))
         labels.append(classes[index] + 1)
     scene += random.normal(0, 0.03, scene.shape)
-    return Scene(np.uint8(scene.clip(0, 1) * 255 + 0.5), np.array(labels), masks)
+    image = torch.from_numpy(np.uint8(scene.clip(0, 1) * 255 + 0.5))
+    return Scene(image.permute(2, 0, 1).contiguous(), torch.tensor(labels), masks)
 
 
-def tight_boxes(masks: Any) -> Any:
-    """The smallest boxes ``(N, 4)``, as x and y of their first and behind their last pixel, around ``(N, H, W)``."""
-    import numpy as np
-
-    ends = []
-    for hit in (masks.any(1), masks.any(2)):  # columns, rows
-        ends.append((hit.argmax(1), hit.shape[1] - hit[:, ::-1].argmax(1)))
-    (left, right), (top, bottom) = ends
-    return np.stack((left, top, right, bottom), 1).astype(np.float64)
+def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """The smallest boxes ``(N, 4)``, from the first pixel to behind the last, around ``(N, H, W)``."""
+    return torchvision.ops.masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
 
 
-def _drawn(part: str, index: int) -> tuple[torch.Tensor, Scene]:
-    """The image and the scene of an index: fixed in tests; in training by torch's generator.
+def _drawn(part: str, index: int) -> Scene:
+    """The scene of an index: fixed in tests; in training by torch's generator.
 
     That generator is set by seed, epoch and index (:class:`involution.training.loading.Prepared`).
     """
-    key = torch.randint(2**62, (2,)).tolist() if part == "train" else [index]
-    scene = draw_scene(part, *key)
-    return tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()), scene
+    return draw_scene(part, *(torch.randint(2**62, (2,)).tolist() if part == "train" else [index]))
 
 
 class _DigitScenes(ImageData):
@@ -142,9 +136,13 @@ class Scenes(_DigitScenes, ObjectData):
         self.classes, self.category_ids = list(DIGITS), list(range(1, 11))
 
     def read(self, file: str, source: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        image, (_, labels, masks) = _drawn(file, source)
-        crowds, areas, shown = [False] * len(labels), masks.sum((1, 2)), masks if self.masks else None
-        return image, self.objects(image, source, tight_boxes(masks), labels, crowds, areas, shown)
+        return self.known(_drawn(file, source), source)
+
+    def known(self, scene: Scene, image_id: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The image of a scene and its target."""
+        image, labels, masks = tensors.Image(scene.image), scene.labels, scene.masks
+        areas, shown = masks.sum((1, 2)), masks if self.masks else None
+        return image, self.objects(image, image_id, tight_boxes(masks), labels, areas=areas, masks=shown)
 
 
 class SceneMaps(_DigitScenes, PixelData):
@@ -155,39 +153,27 @@ class SceneMaps(_DigitScenes, PixelData):
         self.classes = ["background", *DIGITS]
 
     def read(self, file: str, source: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        image, (_, labels, masks) = _drawn(file, source)
-        classes = (masks * labels[:, None, None]).max(0)
-        return image, tensors.Mask(torch.from_numpy(classes).to(torch.uint8))
+        image, labels, masks = _drawn(file, source)
+        classes = (masks * labels[:, None, None]).amax(0)
+        return tensors.Image(image), tensors.Mask(classes.to(torch.uint8))
 
 
 def write_coco(folder: Path, train: int = 400, test: int = 150) -> None:
     """Writes scenes in COCO's layout: ``train2017``, ``val2017`` and ``annotations``."""
-    import numpy as np
-    import PIL.Image
-
+    data = Scenes(masks=True)
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
     for part, name, count in (("train", "train2017", train), ("test", "val2017", test)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / "annotations").mkdir(exist_ok=True)
-        categories = [{"id": i + 1, "name": name} for i, name in enumerate(DIGITS)]
-        content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+        (folder / name).mkdir(exist_ok=True)
+        truth = []
         for index in range(count):
-            scene, file = draw_scene(part, index), f"{index:06}.png"
-            PIL.Image.fromarray(scene.image).save(folder / name / file)
-            content["images"].append({"id": index, "file_name": file, "height": SIZE, "width": SIZE})
-            for label, shape, box in zip(
-                scene.labels.tolist(), scene.masks, tight_boxes(scene.masks), strict=True
-            ):
-                left, top, right, bottom = box.tolist()
-                run_lengths = pycocotools.mask.encode(np.asfortranarray(shape.astype(np.uint8)))
-                run_lengths["counts"] = run_lengths["counts"].decode()
-                of = {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": index,
-                    "category_id": label,
-                    "iscrowd": 0,
-                }
-                of |= {"area": int(shape.sum()), "bbox": [left, top, right - left, bottom - top]}
-                content["annotations"].append({**of, "segmentation": run_lengths})
+            image, target = data.known(draw_scene(part, index), index)
+            v2.functional.to_pil_image(image).save(folder / name / f"{index:06}.png")
+            truth.append(recorded(target, image, index))
+        content = coco_file(truth, data.category_ids)
+        for each in content["images"]:
+            each["file_name"] = f"{each['id']:06}.png"
+        for each in content["categories"]:
+            each["name"] = data.classes[each["id"] - 1]
         (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
         print(f"{count} images in {folder / name}")
 

@@ -75,8 +75,6 @@ class Segmentation(Task):
         return losses["out"] + self.auxiliary * losses.get("aux", 0)
 
     def measure(self, batch: Batch) -> None:
-        if not len(batch.targets):
-            return
         scores = self(batch.images)["out"]
         self.tests["loss"].update(cross_entropy(scores, batch.targets), batch.targets.ne(IGNORED).sum())
         self.tests["confusion"].update(scores.argmax(1), batch.targets)

@@ -24,8 +24,8 @@ class Task(lightning.LightningModule):
     """A network, its optimiser and its schedule.
 
     A kind of task has four methods: ``loss`` of a training batch, a mean over its images; ``measure``, which takes a
-    test batch into the scores; ``scores``, by names that begin with ``val_``, after which they begin anew; and
-    ``report``, which writes pictures of the last test into a folder and returns what to print.
+    test batch of one image or more into the scores; ``scores``, by names that begin with ``val_``, after which they
+    begin anew; and ``report``, which writes pictures of the last test into a folder and returns what to print.
 
     The learning rate changes with every step. It is a schedule times a linear warm-up (Goyal et al., "Accurate, Large
     Minibatch SGD", 2017), ``rate(t) = lr * schedule(t) * (factor + (1 - factor) * min(1, t / warmup))``, where
@@ -180,7 +180,8 @@ class Task(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._count_skipped(batch)
-        self.measure(batch)
+        if len(batch.targets):  # none where no image can be read
+            self.measure(batch)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.scores(), prog_bar=True)
