@@ -44,6 +44,15 @@ def signed(value: Lanes) -> Lanes:
     return (value ^ 0x80000000) - 0x80000000
 
 
+def looked_up(table: str, x: NDArray, y: NDArray, z: NDArray) -> NDArray:
+    """The logical function of three operands whose results are the bits of ``table``."""
+    result = np.zeros_like(x)
+    for bit in range(8):
+        if int(table, 16) >> bit & 1:
+            result |= (x if bit & 4 else ~x) & (y if bit & 2 else ~y) & (z if bit & 1 else ~z)
+    return result
+
+
 def as_float(value: Lanes) -> NDArray[np.float32]:
     return value.astype(np.uint32).view(np.float32)
 
@@ -108,8 +117,6 @@ class Registers:
         fixed = dict(zip(("CTAID.X", "CTAID.Y", "CTAID.Z"), self.block, strict=True)) | {"CgaCtaId": 0}
         if name == "TID.X":
             return self.thread
-        if name == "LANEID":
-            return self.thread % LANES
         return np.full(LANES, fixed[name], np.int64)
 
     def float_of(self, operand: str) -> NDArray[np.float32]:
@@ -271,27 +278,20 @@ class Arithmetic(Registers):
 
     def _lop3(self, i: Instruction) -> None:
         to, a, b, c, table = i.values
-        x, y, z = self.get(a), self.get(b), self.get(c)
-        result = np.zeros(LANES, np.int64)
-        for bit in range(8):
-            if int(table, 16) >> bit & 1:
-                result |= (x if bit & 4 else ~x) & (y if bit & 2 else ~y) & (z if bit & 1 else ~z)
-        result &= WORD
+        result = looked_up(table, self.get(a), self.get(b), self.get(c)) & WORD
         if i.operands[0] != to:
             self.put_predicate(i.operands[0], result != 0)
         self.put(to, result)
 
     def _plop3(self, i: Instruction) -> None:
-        x, y, z = (self.test(operand) for operand in i.operands[2:5])
-        results = []
-        for table in i.operands[5:7]:
-            result = np.zeros(LANES, bool)
-            for bit in range(8):
-                if int(table, 16) >> bit & 1:
-                    result |= (x if bit & 4 else ~x) & (y if bit & 2 else ~y) & (z if bit & 1 else ~z)
-            results.append(result)
+        sources = [self.test(operand) for operand in i.operands[2:5]]
+        results = [looked_up(table, *sources) for table in i.operands[5:7]]
         for name, result in zip(i.operands[:2], results, strict=True):
             self.put_predicate(name, result)
+
+    def _p2r(self, i: Instruction) -> None:
+        value = sum((self.test(f"P{k}").astype(np.int64) << k for k in range(7)), np.zeros(LANES, np.int64))
+        self.put(i.operands[0], value & self.get(i.operands[-1]))
 
     def _shf(self, i: Instruction) -> None:
         to, low, shift, high = i.values

@@ -1,5 +1,6 @@
 """What the plans ask of a GPU, without executing them: an H200 has 132 multiprocessors of 64 warps."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def plan(
     command = [str(program), str(OPERATIONS.index(operation)), *map(str, numbers)]
     environment = {**host_build.environment(), **({"INVOLUTION_CUDA_PLAN": forced} if forced else {})}
     text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    words, *lines = text.splitlines()
-    return words, {name: int(value) for name, value in (line.split(": ") for line in lines)}
+    numbers_of_plan = re.findall(r"^(\w+): (\d+)$", text, re.MULTILINE)
+    return text.split("\n")[0], {name: int(value) for name, value in numbers_of_plan}
 
 
 @EACH_OPERATION

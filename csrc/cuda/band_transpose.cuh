@@ -11,7 +11,7 @@
 //   S = 2   8 columns of either residue, one unit
 //
 // For each row of the kernel, unit and 8 columns: two LDS of two bytes, two PRMT and one HMMA; one LDSM
-// serves all rows of the kernel. In all: 21 a position and group at K = 7 on 64x56x56, 34 on 512x7x7
+// serves all rows of the kernel. In all: 21 a position and group at K = 7 on 64x56x56, 36 on 512x7x7
 // (band_forward.cuh).
 #pragma once
 

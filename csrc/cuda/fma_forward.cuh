@@ -4,7 +4,7 @@
 // 7 neighbouring positions of a row and 4 channels; `parts` threads share the rows of the kernel, and their
 // sums meet in shared memory. A kernel row is 6*S + KW loads of 16 bytes of x, 7*KW of 4 bytes of w (the
 // lanes of a group read the same word) and 28*KW FMA: at K = 7 some 34 instructions a position and group of
-// 16 channels, and in all that a block executes 52 on 64x56x56, 59 on 512x7x7 (python -m
+// 16 channels, and in all that a block executes 51 on 64x56x56, 59 on 512x7x7 (python -m
 // benchmarks.instructions).
 #pragma once
 

@@ -85,23 +85,23 @@ struct Fused {
   template <typename T>
   static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
                                                        const T* bias, Spot weights) {
+    bring_taps<K, kBlock.groups, kFeaturePieces>(m, group, weight, [&](int g, int kh, int kw, int piece) {
+      return weights + (g * kLayout.weight_rows + kh * 8 + 1 + kw) * kLayout.feature + piece * 16;
+    });
+    // Of eight more columns the first is for positions 0-7 of a product and the second for 8-15. Rows that
+    // are no tap are zeros.
     const int threads = static_cast<int>(blockDim.x);
     constexpr int kRows = kBlock.groups * kLayout.weight_rows;
-#pragma unroll 1
-    for (int e = static_cast<int>(threadIdx.x); e < kRows * kFeaturePieces; e += threads) {
-      const int piece = e % kFeaturePieces, row = e / kFeaturePieces;
-      const int g = group + row / kLayout.weight_rows, tap = tap_of(row % kLayout.weight_rows);
-      const bool there = tap >= 0 && g < m.groups && piece * 8 < m.reduced;
-      const int64_t from = (static_cast<int64_t>(g) * (K * K) + tap) * m.reduced + piece * 8;
-      copy_or_clear(weights + row * kLayout.feature + piece * 16, weight + from, there);
-    }
-    // Of eight more columns the first is for positions 0-7 of a product and the second for 8-15.
 #pragma unroll 1
     for (int row = static_cast<int>(threadIdx.x); row < kRows; row += threads) {
       const int g = group + row / kLayout.weight_rows, tap = tap_of(row % kLayout.weight_rows);
       const bool there = bias != nullptr && tap >= 0 && g < m.groups;
       const uint32_t value = there ? bias[static_cast<int64_t>(g) * (K * K) + tap].bits * 0x10001u : 0;
-      store_shared(weights + row * kLayout.feature + kSteps * 32, uint4{value, 0, 0, 0});
+      const Spot to = weights + row * kLayout.feature;
+      store_shared(to + kSteps * 32, uint4{value, 0, 0, 0});
+      if (tap >= 0) continue;
+#pragma unroll
+      for (int piece = 0; piece < kFeaturePieces; ++piece) store_shared(to + piece * 16, uint4{0, 0, 0, 0});
     }
   }
 };

@@ -66,12 +66,12 @@ class FusedRows {
   template <typename Place>
   __device__ __forceinline__ void clear_outside(const Place& place) const {
 #pragma unroll 1
-    for (int row = row_; row < ring_rows_; row += kRows) {
-#pragma unroll 1
-      for (int column = column_; column < columns_; column += step_) {
-        if (column < begin_ || column >= end_) {
-          store_shared(ring_ + row * pitch_ + place(column), uint4{0, 0, 0, 0});
-        }
+    for (int column = column_; column < columns_; column += step_) {
+      if (column >= begin_ && column < end_) continue;
+      Spot at = ring_ + row_ * pitch_ + place(column);
+#pragma unroll 2
+      for (int row = row_; row < ring_rows_; row += kRows, at += kRows * pitch_) {
+        store_shared(at, uint4{0, 0, 0, 0});
       }
     }
   }
@@ -87,9 +87,11 @@ class FusedRows {
       const Spot to = ring_ + at * pitch_;
       if (row < static_cast<unsigned>(height)) {
         const unsigned char* from = image_ + row * row_bytes_;
+        // Two are written out: of a loop over single ones each would be half as long again.
 #pragma unroll 1
-        for (int column = begin_; column < end_; column += step_, from += step_bytes_) {
+        for (int column = begin_; column < end_; column += 2 * step_, from += 2 * step_bytes_) {
           copy_async<16>(to + place(column), from);
+          if (column + step_ < end_) copy_async<16>(to + place(column + step_), from + step_bytes_);
         }
       } else {
 #pragma unroll 1
@@ -119,6 +121,25 @@ class FusedRows {
   const int ring_rows_;
   const int pitch_;
 };
+
+// Brings the weights of a block's groups, tap by tap as they lie in memory, and zeros in place of what is
+// behind the last of the reduced channels. `place(group, kh, kw, piece)` is where 16 bytes of a tap go.
+template <int K, int kGroups, int kPieces, typename T, typename Place>
+__device__ __forceinline__ void bring_taps(const FusedMarch& m, int group, const T* weight,
+                                           const Place& place) {
+  const auto thread = static_cast<unsigned>(threadIdx.x);
+  const unsigned piece = thread % kPieces, step = static_cast<unsigned>(blockDim.x) / kPieces;
+  const int groups = m.groups - group < kGroups ? m.groups - group : kGroups;
+  unsigned tap = thread / kPieces;
+  const T* from = weight + (static_cast<int64_t>(group) * (K * K) + tap) * m.reduced + piece * 8;
+#pragma unroll 2
+  for (; tap < static_cast<unsigned>(groups * K * K); tap += step, from += step * m.reduced) {
+    const unsigned row = tap / K, g = tap / (K * K);  // rows of all groups' kernels
+    copy_or_clear(place(static_cast<int>(g), static_cast<int>(row - g * K), static_cast<int>(tap - row * K),
+                        static_cast<int>(piece)),
+                  from, static_cast<int>(piece) * 8 < m.reduced);
+  }
+}
 
 // Where 16 bytes of column c lie in a row of x with kGroups groups: the eight columns of a matrix, 0-3 and
 // 8-11 or 4-7 and 12-15 of a window, are in different banks.

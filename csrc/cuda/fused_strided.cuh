@@ -61,15 +61,10 @@ struct FusedStrided {
   template <typename T>
   static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
                                                        const T* bias, Spot weights) {
+    bring_taps<K, kBlock.groups, kPieces>(m, group, weight, [&](int g, int kh, int kw, int piece) {
+      return weights + g * kLayout.group_weight + weight_place(kh * 8 + kw, piece);
+    });
     const int threads = static_cast<int>(blockDim.x);
-#pragma unroll 1
-    for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * 8 * K * kPieces; e += threads) {
-      const int piece = e % kPieces, row = e / kPieces % (8 * K), g = e / kPieces / (8 * K);
-      const int64_t tap = static_cast<int64_t>(group + g) * (K * K) + row / 8 * K + row % 8;
-      copy_or_clear(weights + g * kLayout.group_weight + weight_place(row, piece),
-                    weight + tap * m.reduced + piece * 8,
-                    row % 8 < K && group + g < m.groups && piece * 8 < m.reduced);
-    }
 #pragma unroll 1
     for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * 8 * K; e += threads) {
       const int row = e % (8 * K), g = e / (8 * K), tap = row % 8;
@@ -80,6 +75,11 @@ struct FusedStrided {
           weights + g * kLayout.group_weight + kBiases + row / 8 * 64 + tap / 2 * 16 + tap % 2 * 4;
       store_shared(to, value);
       store_shared(to + 8, value);
+      if (tap < K) continue;  // rows that are no tap are zeros
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        store_shared(weights + g * kLayout.group_weight + weight_place(row, piece), uint4{0, 0, 0, 0});
+      }
     }
   }
 };

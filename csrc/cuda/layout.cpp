@@ -5,14 +5,21 @@
 
 namespace involution {
 
+namespace {
+
+// Blocks that a multiprocessor holds; `registers` of a thread.
+int64_t resident_blocks(const DeviceLimits& limits, int64_t shared_bytes, int threads, int registers) {
+  const int64_t by_shared = limits.shared_memory_per_multiprocessor / (shared_bytes + 1024);
+  return std::min<int64_t>({by_shared, 65536 / (registers * threads), 2048 / threads, 32});
+}
+
+}  // namespace
+
 // As many chunks as end soonest: the blocks of a multiprocessor share its memory, none makes a step in no
 // time, and each begins with rows that its neighbour has too.
 int Layout::choose_chunks(const Plan& plan, const DeviceLimits& limits) const {
-  const bool sums = plan.kind == PlanKind::kFma && operation_ == Operation::kCorrelation;
-  const int registers = sums ? 128 : 96;
-  int64_t resident = limits.shared_memory_per_multiprocessor / (plan.shared_bytes + 1024);
-  resident = std::min<int64_t>({resident, 65536 / (registers * plan.threads), 2048 / plan.threads, 32});
-  resident = std::max<int64_t>(resident, 1);
+  const int64_t resident =
+      std::max<int64_t>(1, resident_blocks(limits, plan.shared_bytes, plan.threads, registers()));
   const int64_t height = transposed_ ? p_.input[kHeight] : p_.output[kHeight];
   const March& m = plan.march;
   const int64_t rows = m.step_rows * (transposed_ ? p_.stride[kHeight] : 1);
@@ -42,17 +49,23 @@ int Layout::choose_chunks(const Plan& plan, const DeviceLimits& limits) const {
 
 namespace {
 
-// Turns of a thread for each row, where so many warps copy; a thread copies the same piece of all its
-// segments.
-int turns_of(const Stream& stream, int warps) {
-  return ceil_div(stream.segments, std::max(1, warps * 32 / stream.pieces));
+// Instructions of a warp for a row of a stream that so many warps share; a thread copies the same piece of
+// all its segments, four at a time.
+int row_cost(const Stream& stream, int warps) {
+  const int turns = ceil_div(stream.segments, std::max(1, warps * 32 / stream.pieces));
+  return 20 + (stream.piece_bytes == 2 ? turns * 10 : ceil_div(turns, 4) * 22);
+}
+
+int64_t bytes_of_step(const Stream& stream) {
+  return int64_t{stream.next} * stream.slices * stream.segments * stream.pieces * stream.piece_bytes;
 }
 
 }  // namespace
 
-// Gives each of the warps that copy one stream, so that the slowest is done soonest; more warps, where there
-// are too few. False where `most_warps` are too few.
-bool Layout::share_out(int most_warps, March* march) {
+// Gives each of the warps that copy one stream, so that the slowest is done soonest. There are more of them
+// than the shape says where these are too few, or slower than the memory, and no fewer blocks fit a
+// multiprocessor. False where a block has no room for them.
+bool Layout::share_out(const DeviceLimits& limits, int64_t shared_bytes, int most_warps, March* march) const {
   March& m = *march;
   // Those that take the result away bring rows of the source at first, so a team's warps are the least of
   // both.
@@ -60,33 +73,47 @@ bool Layout::share_out(int most_warps, March* march) {
   m.source.warps = team;
   m.second.warps = ceil_div(m.second.pieces, 32);
   m.result.warps = std::max(ceil_div(m.result.pieces, 32), team);
-  // Turns until the first step can be computed, and twice those of a later one. A row costs some besides.
   m.halo = std::max(0, m.source.first - m.source.next);
-  const int ahead = m.stages + 1;
-  const auto row = [](const Stream& stream, int warps) { return turns_of(stream, warps) + 4; };
-  const auto cost = [&](int stream) {
-    if (stream == 0) return ahead * ceil_div(m.source.next, m.source.warps / team) * row(m.source, team);
-    if (stream == 1) return ahead * m.second.next * row(m.second, m.second.warps);
-    return ceil_div(m.halo, m.result.warps / team) * row(m.source, team) +
-           2 * m.result.next * row(m.result, m.result.warps);
+  const auto warps = [&] { return m.source.warps + m.second.warps + m.result.warps; };
+  const auto resident = [&](int copying) {
+    return resident_blocks(limits, shared_bytes, (m.consumers + copying) * 32, registers());
   };
-  int warps = m.source.warps + m.second.warps + m.result.warps;
-  while (warps < m.producers) {
+  // Of a later step.
+  const auto step_cost = [&](int stream) {
+    if (stream == 0) return ceil_div(m.source.next, m.source.warps / team) * row_cost(m.source, team);
+    if (stream == 1) return m.second.next * row_cost(m.second, m.second.warps);
+    return m.result.next * row_cost(m.result, m.result.warps);
+  };
+  // And until the first can be computed.
+  const auto cost = [&](int stream) {
+    const int halo = ceil_div(m.halo, m.result.warps / team) * row_cost(m.source, team);
+    return stream == 2 ? halo + 2 * step_cost(2) : (m.stages + 1) * step_cost(stream);
+  };
+  const auto slower_than_memory = [&] {
+    constexpr double kClocks = 3.5, kBytesAClock = 16;  // of an instruction, of a multiprocessor
+    const double bytes =
+        static_cast<double>(bytes_of_step(m.source) + bytes_of_step(m.second) + bytes_of_step(m.result));
+    return kClocks * std::max({step_cost(0), step_cost(1), step_cost(2)}) >
+           bytes / kBytesAClock * static_cast<double>(std::max<int64_t>(1, resident(warps())));
+  };
+  const int64_t residents =
+      std::min<int64_t>(2, resident(std::max(m.producers, warps())));  // as many suffice
+  while (warps() < m.producers ||
+         (warps() < most_warps && resident(warps() + team) >= residents && slower_than_memory())) {
     const int slowest = cost(0) >= std::max(cost(1), cost(2)) ? 0 : cost(1) >= cost(2) ? 1 : 2;
     // A further team, if there is a row for it.
-    const bool source = slowest == 0 && warps + team <= m.producers && m.source.warps / team < m.source.next;
+    const bool source = slowest == 0 && warps() + team <= most_warps && m.source.warps / team < m.source.next;
     (source ? m.source : slowest == 2 ? m.result : m.second).warps += source ? team : 1;
-    warps += source ? team : 1;
   }
-  m.producers = warps;
-  if (warps > most_warps) return false;
+  m.producers = warps();
+  if (m.producers > most_warps) return false;
   m.source_teams = m.source.warps / team;
   m.halo_teams = std::min(m.result.warps / team, std::max(m.halo, 1));
   for (Stream* stream : {&m.source, &m.second, &m.result}) {
     stream->team = (stream == &m.source ? team : stream->warps) * 32;
     stream->step = stream->team / stream->pieces;
     stream->step_pitch = stream->step * stream->segment_pitch;
-    stream->step_stride = static_cast<int>(stream->step * stream->segment_stride);
+    stream->step_stride = static_cast<uint32_t>(stream->step * stream->segment_stride);
     stream->by_pieces = divisor(stream->pieces);
     stream->by_step = divisor(stream->step);
   }
@@ -297,7 +324,7 @@ bool Layout::lay_out(const Shape& shape, const DeviceLimits& limits, Plan* plan)
   const int most = half_ ? kBandThreads : correlation ? kFmaCorrelationThreads : kFmaThreads;
   if (shared > limits.shared_memory_per_block) return false;
   m.consumers = static_cast<int>(consumers);
-  if (!share_out(static_cast<int>(most / 32 - consumers), &m)) return false;
+  if (!share_out(limits, shared, static_cast<int>(most / 32 - consumers), &m)) return false;
   m.cleared = m.source.piece_bytes < 16 || (transposed_ && m.second.piece_bytes < 16);
 
   plan->kind = half_ ? PlanKind::kBand : PlanKind::kFma;

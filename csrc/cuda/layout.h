@@ -122,7 +122,9 @@ class Layout {
                   int* segment_pitch, int* row_pitch) const;
   int choose_phase(const Activation& tensor, int64_t origin, int64_t step, int most) const;
   int choose_chunks(const Plan& plan, const DeviceLimits& limits) const;
-  static bool share_out(int most_warps, March* march);
+  bool share_out(const DeviceLimits& limits, int64_t shared_bytes, int most_warps, March* march) const;
+  // Of a thread, at most.
+  int registers() const { return !half_ && operation_ == Operation::kCorrelation ? 128 : 96; }
   bool prepare_divisors(March* march) const;
 
   Operation operation_;

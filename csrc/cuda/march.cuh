@@ -71,12 +71,13 @@ struct WantedRows {
     const int first = steps.result_begin + m.padding[1] - (row + s.merged_rows - 1) * m.stride[1];
     const int end_row = steps.result_end + m.padding[1] - row * m.stride[1];
     const int first_point = first * m.kernel[2], end_point = end_row * m.kernel[2];
-#pragma unroll 1
-    for (int turn = 0, point = share.segment; turn < share.turns; ++turn, point += s.step) {
-      if (point >= first_point && point < end_point) copy_row<false>(s, to, from, 1);
-      to += s.step_pitch;
-      from += s.step_stride;
-    }
+    const auto turns_below = [&](int point) {  // the thread's turns for points in front of this one
+      const int points = point - share.segment;
+      return points > 0 ? smaller(share.turns, quotient(points + s.step - 1, s.by_step)) : 0;
+    };
+    const int begin = turns_below(first_point), end = turns_below(end_point);
+    if (begin >= end) return;
+    copy_row<false>(s, to + begin * s.step_pitch, from + begin * s.step_stride, end - begin);
   }
 };
 

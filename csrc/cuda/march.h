@@ -62,13 +62,13 @@ struct Stream {
   int slices;  // of a row: what the kernel reaches in depth
   int first;   // rows of the source that the first step needs, and of each stream every later one
   int next;
-  int column_origin;  // the first strip's first column, or segment where it has several; may be negative
-  int column_step;    // from strip to strip
-  int warps;          // that copy it
-  int team;           // threads that share a row: all of them, or of the source fewer
-  int step;           // segments from one of a thread that copies to its next,
-  int step_pitch;     // the same in bytes of shared memory,
-  int step_stride;    // and of global memory, in which rows have less than 2 GiB
+  int column_origin;     // the first strip's first column, or segment where it has several; may be negative
+  int column_step;       // from strip to strip
+  int warps;             // that copy it
+  int team;              // threads that share a row: all of them, or of the source fewer
+  int step;              // segments from one of a thread that copies to its next,
+  int step_pitch;        // the same in bytes of shared memory,
+  uint32_t step_stride;  // and of global memory, in which rows have less than 2 GiB
   Divisor by_pieces;
   Divisor by_step;
   Divisor by_packs_of_stride;

@@ -56,21 +56,20 @@ __device__ __forceinline__ void copy_piece(Spot to, Bytes from) {
 constexpr int kTurnsAtOnce = 4;
 
 template <bool kPhased, int kBytes>
-__device__ __forceinline__ void copy_pieces(Spot to, Bytes from, int pitch, int stride, int turns) {
+__device__ __forceinline__ void copy_pieces(Spot to, Bytes from, int pitch, unsigned stride, int turns) {
 #pragma unroll 1
-  for (; turns > 0; turns -= kTurnsAtOnce) {
-    copy_piece<kPhased, kBytes>(to, from);
+  for (; turns >= kTurnsAtOnce; turns -= kTurnsAtOnce) {
 #pragma unroll
-    for (int i = 1; i < kTurnsAtOnce; ++i) {
-      if (i < turns) copy_piece<kPhased, kBytes>(to + i * pitch, from + i * stride);
-    }
-    to += kTurnsAtOnce * pitch;
-    from += kTurnsAtOnce * stride;
+    for (int i = 0; i < kTurnsAtOnce; ++i, to += pitch, from += stride) copy_piece<kPhased, kBytes>(to, from);
+  }
+#pragma unroll
+  for (int i = 0; i + 1 < kTurnsAtOnce; ++i, to += pitch, from += stride) {
+    if (i < turns) copy_piece<kPhased, kBytes>(to, from);
   }
 }
 
 // Elements of two bytes have no asynchronous copy: many are loaded before the first is stored.
-__device__ __forceinline__ void copy_elements(Spot to, Bytes from, int pitch, int stride, int turns) {
+__device__ __forceinline__ void copy_elements(Spot to, Bytes from, int pitch, unsigned stride, int turns) {
   constexpr int kAtOnce = 16;
 #pragma unroll 1
   for (; turns > 0; turns -= kAtOnce) {
@@ -137,25 +136,23 @@ __device__ __forceinline__ void copy_row(const Stream& s, Spot to, Bytes from, i
 }
 
 template <typename Word>
-__device__ __forceinline__ void take_pieces(Spot from, unsigned char* to, int pitch, int stride, int turns) {
+__device__ __forceinline__ void take_pieces(Spot from, unsigned char* to, int pitch, unsigned stride,
+                                            int turns) {
 #pragma unroll 1
-  for (; turns > 0; turns -= kTurnsAtOnce) {
+  for (; turns >= kTurnsAtOnce; turns -= kTurnsAtOnce) {
     Word words[kTurnsAtOnce];
 #pragma unroll
-    for (int i = 0; i < kTurnsAtOnce; ++i) {
-      if (i == 0 || i < turns) words[i] = load_shared<Word>(from + i * pitch);
-    }
+    for (int i = 0; i < kTurnsAtOnce; ++i, from += pitch) words[i] = load_shared<Word>(from);
 #pragma unroll
-    for (int i = 0; i < kTurnsAtOnce; ++i) {
-      if (i == 0 || i < turns) *reinterpret_cast<Word*>(to + i * stride) = words[i];
-    }
-    from += kTurnsAtOnce * pitch;
-    to += kTurnsAtOnce * stride;
+    for (int i = 0; i < kTurnsAtOnce; ++i, to += stride) *reinterpret_cast<Word*>(to) = words[i];
   }
+#pragma unroll 1
+  for (; turns > 0; --turns, from += pitch, to += stride)
+    *reinterpret_cast<Word*>(to) = load_shared<Word>(from);
 }
 
 __device__ INVOLUTION_OUT_OF_LINE void take_narrow_pieces(int bytes, Spot from, unsigned char* to, int pitch,
-                                                          int stride, int turns) {
+                                                          unsigned stride, int turns) {
   if (bytes == 8) {
     take_pieces<uint2>(from, to, pitch, stride, turns);
   } else if (bytes == 4) {
