@@ -54,10 +54,12 @@ def _of_the_gradients(
 ) -> int:
     """Those of the operations that they are composed of."""
     elements = weight[0] * math.prod((features[0], *features[2:]))
-    # It makes the kernels, and from their gradient that of the features and that of the weight.
+    # It makes the kernels, and from their gradient that of the features and that of the weight, with eight columns
+    # more if the bias's comes along.
     product = 2 * elements * features[1]
+    bias_along = 2 * elements * 8 * (asked[2] and asked[3])
     weighing = 2 * elements * input[1] // max(1, weight[0] // math.prod(kernel_size))
-    return product * sum(asked[:3]) + weighing * (asked[0] + any(asked[1:]))
+    return product * sum(asked[:3]) + bias_along + weighing * (asked[0] + any(asked[1:]))
 
 
 def register() -> None:

@@ -121,10 +121,16 @@ def composed(
             points = correlation.reshape(length, weight.shape[0], *features.shape[2:])
             if of_features:
                 hidden.append(pointwise(points, weight.t(), None))
-            flat = points.reshape(length, weight.shape[0], math.prod(features.shape[2:]))
+            positions = math.prod(features.shape[2:])
+            flat = points.reshape(length, weight.shape[0], positions)
             if of_weight:
-                weights.append(torch.tensordot(flat, z.flatten(2), ([0, 2], [0, 2])).to(wide))
-            if of_bias:
+                rows = _with_ones(z.movedim(1, -1)) if of_bias else z.movedim(1, -1)
+                rows = rows.reshape(length, positions, rows.shape[-1])
+                columns = torch.tensordot(flat, rows, ([0, 2], [0, 1])).to(wide)
+                weights.append(columns[:, : z.shape[1]].contiguous() if of_bias else columns)
+                if of_bias:
+                    biases.append(columns[:, z.shape[1]].clone())
+            elif of_bias:
                 biases.append(flat.sum((0, 2), dtype=wide))
             del correlation, points, flat
     return (
@@ -167,6 +173,16 @@ def _chunks(features: Tensor, weight: Tensor) -> Iterator[tuple[int, int]]:
     starts = [batch * part // count for part in range(count + 1)]
     for start, stop in itertools.pairwise(starts):
         yield start, stop - start
+
+
+def _with_ones(features: Tensor) -> Tensor:
+    """The features, and behind the last of them a one, whose product with ``d_K`` is the gradient of the bias.
+
+    So the largest tensor of all is read once for weight and bias. There are seven zeros as well, since matrix products
+    want sizes that are multiples of eight.
+    """
+    one = (torch.arange(8, device=features.device) == 0).to(features.dtype)
+    return torch.cat((features, one.expand(*features.shape[:-1], 8)), -1)
 
 
 def _as_integer(size: int) -> int:

@@ -96,17 +96,20 @@ def test_the_kernels_are_not_kept(case: FusedCase) -> None:
 
 
 class Sizes(TorchDispatchMode):
-    """The operators that run, and the largest result of any."""
+    """The operators that run, the largest result of any, and the most numbers that a sum read."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
         self.largest = 0
+        self.summed = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if function.namespace == "involution":
             self.names.append(function._schema.name.split("::")[1])
+        if function.overloadpacket is torch.ops.aten.sum:
+            self.summed = max(self.summed, args[0].numel())
         if isinstance(result, Tensor):
             self.largest = max(self.largest, result.numel() * result.element_size())
         return result
@@ -124,6 +127,21 @@ def test_chunks_bound_what_a_backward_pass_makes(monkeypatch: pytest.MonkeyPatch
             output.backward(torch.ones_like(output))
         assert sizes.names == ["involution_transpose", "local_correlation"] * parts
         assert sizes.largest <= max(limit, image)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_bias_comes_with_the_weight(layout: str) -> None:
+    """The gradient of the kernels, the largest tensor, is not read once more for the bias's alone."""
+    window = Case(2, 2, 2, (5, 4), (3, 3), (1, 1), (1, 1), (1, 1), torch.float32, x_layout=layout)
+    case = FusedCase(window, 3, features_layout=layout)
+    for asked, summed in (((2, 3), 0), ((3,), 2 * case.rows * 20)):
+        function, tensors = differentiable(case)
+        for index, tensor in enumerate(tensors):
+            tensor.requires_grad_(index in asked)
+        output = function(*tensors)
+        with Sizes() as sizes:
+            output.backward(torch.ones_like(output))
+        assert sizes.summed == summed
 
 
 @pytest.mark.parametrize(

@@ -98,12 +98,19 @@ bool Layout::share_out(const DeviceLimits& limits, int64_t shared_bytes, int mos
   };
   const int64_t residents =
       std::min<int64_t>(2, resident(std::max(m.producers, warps())));  // as many suffice
-  while (warps() < m.producers ||
-         (warps() < most_warps && resident(warps() + team) >= residents && slower_than_memory())) {
-    const int slowest = cost(0) >= std::max(cost(1), cost(2)) ? 0 : cost(1) >= cost(2) ? 1 : 2;
-    // A further team, if there is a row for it.
-    const bool source = slowest == 0 && warps() + team <= most_warps && m.source.warps / team < m.source.next;
-    (source ? m.source : slowest == 2 ? m.result : m.second).warps += source ? team : 1;
+  for (;;) {
+    const bool wanted = warps() < m.producers;
+    const bool worth = warps() < most_warps && resident(warps() + team) >= residents && slower_than_memory();
+    if (!wanted && !worth) break;
+    // A further team for the source, if that is the slowest and there is a row for it.
+    if (cost(0) >= std::max(cost(1), cost(2))) {
+      if (warps() + team <= most_warps && m.source.warps / team < m.source.next) {
+        m.source.warps += team;
+        continue;
+      }
+      if (!wanted) break;  // more of the others would not help
+    }
+    ++(cost(1) >= cost(2) ? m.second : m.result).warps;
   }
   m.producers = warps();
   if (m.producers > most_warps) return false;

@@ -168,12 +168,12 @@ struct Flow {
   }
 };
 
-// The steps of a warp that copies: all that it started up to `stages - 1` steps ago is there, all meet, and
-// it goes on: `bring(first)` starts the rows of a further step, if there is one, and `take()` carries away
-// what was computed a step ago.
+// The steps of a warp that copies. All that it started up to `stages - 1` steps ago is there, all warps meet,
+// and it goes on: `bring()` starts the rows of a further step, if there is one, and `take(step)` carries away
+// what was computed in the step before.
 template <Operation kOperation, typename Bring, typename Take>
-__device__ __forceinline__ void keep_step(const March& m, const Steps& steps, const Bring& bring,
-                                          const Take& take) {
+__device__ __forceinline__ void walk_steps(const March& m, const Steps& steps, const Bring& bring,
+                                           const Take& take) {
 #pragma unroll 1
   for (int r = 0;; ++r) {
     const int step = r - (m.stages - 1);
@@ -243,7 +243,7 @@ __device__ __forceinline__ void bring_source(const March& m, const Place& at, co
     rows.bring(end);
     end += m.source.next;
   };
-  keep_step<kOperation>(m, steps, bring, [](int) {});
+  walk_steps<kOperation>(m, steps, bring, [](int) {});
 }
 
 // Brings the rows of the other operand.
@@ -276,7 +276,7 @@ __device__ __forceinline__ void bring_second(const March& m, const Place& at, co
       flow.skip(m.second, 1);
     }
   };
-  keep_step<kOperation>(m, steps, bring, [](int) {});
+  walk_steps<kOperation>(m, steps, bring, [](int) {});
 }
 
 // Carries the rows of the result away, a step late; and, with nothing to do at first, brings the rows of the
@@ -304,7 +304,7 @@ __device__ __forceinline__ void take_result(const March& m, const Place& at, con
       from += s.row_pitch;
     }
   };
-  keep_step<kOperation>(m, steps, [] {}, take);
+  walk_steps<kOperation>(m, steps, [] {}, take);
 }
 
 }  // namespace involution
