@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
@@ -21,11 +22,25 @@ from pathlib import Path
 
 from benchmarks import machine_code, resources
 
-OPERATIONS = ("involution", "involution_transpose", "local_correlation")
+MARCHING = ("involution", "involution_transpose", "local_correlation")
+FUSED = "fused_involution"
 # Channels, width of the input and stride, with 16 channels a group, 7x7 kernels and a batch of 32.
 SHAPES = ((64, 56, 1), (128, 28, 1), (256, 14, 1), (512, 7, 1), (128, 56, 2), (256, 28, 2), (512, 14, 2))
 BATCH = 32
 MULTIPROCESSORS = 132
+SHARED_KIB = 227
+
+# The fused kernels for 7x7 windows: of up to 16 * steps reduced channels.
+FUSED_KERNELS = """\
+#include "launch_fused.cuh"
+namespace involution {{
+{0}
+}}
+"""
+FUSED_KERNEL = (
+    "template __global__ void fused_{0}kernel<BFloat16, 7, {1}>(const __grid_constant__ FusedMarch, const BFloat16*, "
+    "const BFloat16*, const BFloat16*, const BFloat16*, const float*, const float*, BFloat16*);"
+)
 
 
 def find_cuobjdump() -> str | None:
@@ -40,84 +55,105 @@ def find_cuobjdump() -> str | None:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """An operation on RedNet's maps; the fused one makes kernels from a quarter of the channels."""
+
+    operation: str
+    half: bool
+    channels_last: bool
+    channels: int
+    width: int
+    stride: int
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        dtype = "bfloat16" if self.half else "float32"
+        layout = "channels_last" if self.channels_last else "contiguous"
+        shape = f"{self.channels}x{self.width}x{self.width}{' / 2' if self.stride == 2 else ''}"
+        return f"{self.operation} {dtype} {layout} {shape}"
+
+    @property
+    def positions(self) -> int:
+        """Of the output, times groups."""
+        return BATCH * self.channels // 16 * ((self.width - 1) // self.stride + 1) ** 2
+
+    def plan_arguments(self) -> tuple[object, ...]:
+        """Those of plans.cpp."""
+        device = (MULTIPROCESSORS, SHARED_KIB)
+        if self.operation == FUSED:
+            return (
+                FUSED.split("_")[0],
+                BATCH,
+                self.channels,
+                self.channels // 4,
+                self.width,
+                7,
+                self.stride,
+                *device,
+            )
+        kind = (MARCHING.index(self.operation), 2 if self.half else 4, int(self.channels_last))
+        return (*kind, BATCH, self.channels, self.channels // 16, self.width, 7, self.stride, *device)
+
+    def kernel(self, plan: dict[str, str]) -> str:
+        """What the compiler calls it."""
+        if self.operation == FUSED:
+            return f"fused_{'strided_' if self.stride == 2 else ''}kernel<BFloat16, 7, {plan['steps']}>"
+        operation = MARCHING.index(self.operation)
+        if self.half:
+            last = str(self.channels_last).lower()
+            return f"band_kernel<BFloat16, (Operation){operation}, 7, 7, {self.stride}, {last}>"
+        return (
+            f"fma_kernel<(Operation){operation}, 7, {self.stride}, {int((operation, self.stride) == (1, 2))}>"
+        )
+
+
+def launches() -> Iterator[Launch]:
+    """Every operation, dtype, storage format and shape."""
+    for operation, half, channels_last in itertools.product(MARCHING, (True, False), (True, False)):
+        yield from (Launch(operation, half, channels_last, *shape) for shape in SHAPES)
+    yield from (Launch(FUSED, True, True, *shape) for shape in SHAPES)
+
+
+@dataclass(frozen=True)
 class Row:
     """What one launch executes."""
 
-    name: str
     plan: str
     blocks: int
     count: machine_code.Count
-    positions: float  # of the output, times groups, of a block
-
-    @property
-    def per_position(self) -> float:
-        """Warp instructions a position and group."""
-        return self.count.total / self.positions
-
-
-def launch_name(operation: int, size: int, last: bool, channels: int, width: int, stride: int) -> str:
-    """In words."""
-    dtype, layout = "bfloat16" if size == 2 else "float32", "channels_last" if last else "contiguous"
-    shape = f"{channels}x{width}x{width}{' / 2' if stride == 2 else ''}"
-    return f"{OPERATIONS[operation]} {dtype} {layout} {shape}"
+    per_position: float  # warp instructions, and of one group
 
 
 class Counter:
     """Compiles the kernels for 7x7 windows once and counts what their launches execute."""
 
     def __init__(self, nvcc: str, cuobjdump: str, folder: Path) -> None:
-        symbols = {row.kernel: row.symbol for row in resources.main_resources(nvcc, "sm_90", folder)}
-        kernels = machine_code.read_kernels(folder / "main_kernels.cubin", cuobjdump)
-        self.kernels = {name: kernels[symbol] for name, symbol in symbols.items()}
+        fused = [FUSED_KERNEL.format("", steps) for steps in (1, 2, 4, 8)]
+        fused += [FUSED_KERNEL.format("strided_", steps) for steps in (2, 4, 8)]
+        source = folder / "fused_kernels.cu"
+        source.write_text(FUSED_KERNELS.format("\n".join(fused)), encoding="utf-8")
+        tables = {
+            "main_kernels": resources.main_resources(nvcc, "sm_90", folder),
+            "fused_kernels": resources.compile_cubin(nvcc, source, "sm_90", source.with_suffix(".cubin")),
+        }
+        self.kernels: dict[str, machine_code.Kernel] = {}
+        for stem, table in tables.items():
+            kernels = machine_code.read_kernels(folder / f"{stem}.cubin", cuobjdump)
+            self.kernels |= {row.kernel: kernels[row.symbol] for row in table}
         self.plans = resources.build_plans(folder)
 
-    def count(self, operation: int, size: int, last: bool, channels: int, width: int, stride: int) -> Row:
-        """Of a launch with elements of ``size`` bytes in channels_last (``last``) or contiguous storage."""
-        groups = channels // 16
-        numbers = (
-            operation,
-            size,
-            int(last),
-            BATCH,
-            channels,
-            groups,
-            width,
-            7,
-            stride,
-            MULTIPROCESSORS,
-            227,
-        )
-        text = subprocess.run(
-            [str(self.plans), *map(str, numbers)], capture_output=True, text=True, check=True
-        ).stdout
-        found = dict(re.findall(r"^(\w+): (.*)$", text, re.MULTILINE))
-        x, y, z = map(int, found["grid"].split())
-        bank = machine_code.constants(bytes.fromhex(found["march"]), int(found["threads"]), (x, y, z))
-        if size == 2:
-            kernel = f"band_kernel<BFloat16, (Operation){operation}, 7, 7, {stride}, {str(last).lower()}>"
-        else:
-            kernel = f"fma_kernel<(Operation){operation}, 7, {stride}, {int((operation, stride) == (1, 2))}>"
-        # A block in the middle, which has the least to do at the edges of the map.
-        counted = machine_code.count(
-            self.kernels[kernel], bank, int(found["threads"]), (x // 2, y // 2, z // 2)
-        )
-        output = (width - 1) // stride + 1
-        return Row(
-            launch_name(operation, size, last, channels, width, stride),
-            text.split("\n")[0],
-            int(found["blocks"]),
-            counted,
-            BATCH * groups * output**2 / int(found["blocks"]),
-        )
-
-    def rows(self, matching: str) -> Iterator[Row]:
-        """Every launch whose name the regular expression finds."""
-        for operation in range(3):
-            for size in (2, 4):
-                for last in (True, False):
-                    for shape in SHAPES:
-                        if re.search(matching, launch_name(operation, size, last, *shape)):
-                            yield self.count(operation, size, last, *shape)
+    def count(self, launch: Launch) -> Row:
+        """Of a block in the middle, which has the least to do at the edges of the map."""
+        command = [str(self.plans), *map(str, launch.plan_arguments())]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        plan = dict(re.findall(r"^(\w+): (.*)$", text, re.MULTILINE))
+        x, y, z = map(int, plan["grid"].split())
+        threads, blocks = int(plan["threads"]), int(plan["blocks"])
+        bank = machine_code.constants(bytes.fromhex(plan["march"]), threads, (x, y, z))
+        kernel = self.kernels[launch.kernel(plan)]
+        counted = machine_code.count(kernel, bank, threads, (x // 2, y // 2, z // 2))
+        return Row(text.split("\n")[0], blocks, counted, counted.total * blocks / launch.positions)
 
 
 def main() -> int:
@@ -133,12 +169,14 @@ def main() -> int:
         print(
             f"{'batch 32, 7x7, H200':<66}{'a position':>10}{'a block':>9}{'blocks':>8}{'first barrier':>15}"
         )
-        for row in counter.rows(options.match):
-            print(
-                f"{row.name:<66}{row.per_position:>10.1f}{row.count.total:>9}{row.blocks:>8}"
-                f"{max(row.count.until_first_barrier):>15}",
-                flush=True,
-            )
+        for launch in launches():
+            if re.search(options.match, launch.name):
+                row = counter.count(launch)
+                print(
+                    f"{launch.name:<66}{row.per_position:>10.1f}{row.count.total:>9}{row.blocks:>8}"
+                    f"{max(row.count.until_first_barrier):>15}",
+                    flush=True,
+                )
     return 0
 
 

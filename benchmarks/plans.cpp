@@ -2,18 +2,47 @@
 //
 //   plans OPERATION ELEMENT_SIZE CHANNELS_LAST BATCH CHANNELS GROUPS SIDE KERNEL STRIDE MULTIPROCESSORS KIB
 //
-// KIB of shared memory for a block. A line in words, then one for each number that a test asks for. The
-// tensors are aligned, and padded by half the kernel.
+// KIB of shared memory for a block. A line in words, then one for each number that is asked for. The tensors
+// are aligned, and padded by half the kernel. Likewise of the fused layer, for 16-bit elements:
+//
+//   plans fused BATCH CHANNELS REDUCED SIDE KERNEL STRIDE MULTIPROCESSORS KIB
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
+#include "cuda/fused_plan.h"
 #include "cuda/plan.h"
+
+namespace {
+
+// The kernel's parameters, as bytes.
+template <typename March>
+void print_march(const March& march) {
+  std::printf("march: ");
+  for (size_t i = 0; i < sizeof march; ++i) {
+    std::printf("%02x", static_cast<unsigned>(reinterpret_cast<const unsigned char*>(&march)[i]));
+  }
+  std::printf("\n");
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace involution;
-  if (argc != 12) return 2;
   const auto number = [&](int index) { return static_cast<int64_t>(std::atoll(argv[index])); };
+  if (argc == 10 && std::strcmp(argv[1], "fused") == 0) {
+    const DeviceLimits limits{number(9) * 1024, (number(9) + 1) * 1024, number(8)};
+    const int64_t side = number(5), kernel = number(6), stride = number(7);
+    const FusedProblem p{number(2), number(3), 16, number(4), side, side, {kernel, kernel}, {stride, stride}};
+    const FusedPlan plan = make_fused_plan(p, limits);
+    std::printf("%s\nblocks: %lld\nthreads: %d\nsteps: %d\ngrid: %lld 1 1\n", describe(plan).c_str(),
+                static_cast<long long>(plan.blocks), plan.threads, plan.steps,
+                static_cast<long long>(plan.blocks));
+    print_march(plan.march);
+    return 0;
+  }
+  if (argc != 12) return 2;
   const auto operation = static_cast<Operation>(number(1));
   const int64_t channels = number(5), groups = number(6), side = number(7), kernel = number(8);
   const int64_t out = (side + 2 * (kernel / 2) - kernel) / number(9) + 1;
@@ -53,12 +82,8 @@ int main(int argc, char** argv) {
               plan.threads, static_cast<long long>(plan.shared_bytes));
   std::printf("channels: %d\nchunks: %d\nstages: %d\nconsumers: %d\nproducers: %d\n", m.pack_channels,
               m.chunks, m.stages, m.consumers, m.producers);
-  // The kernel's parameters, as bytes.
-  std::printf("grid: %d %d %lld\nmarch: ", m.packs * m.strips, m.chunks * m.slices,
+  std::printf("grid: %d %d %lld\n", m.packs * m.strips, m.chunks * m.slices,
               static_cast<long long>(plan.images));
-  for (size_t i = 0; i < sizeof m; ++i) {
-    std::printf("%02x", static_cast<unsigned>(reinterpret_cast<const unsigned char*>(&m)[i]));
-  }
-  std::printf("\n");
+  print_march(m);
   return 0;
 }

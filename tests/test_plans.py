@@ -23,7 +23,8 @@ EACH_SIZE = pytest.mark.parametrize("element_size", [2, 4], ids=["half", "float3
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    sources = [host_build.ROOT / "benchmarks" / "plans.cpp", *host_build.PLAN_SOURCES]
+    fused = host_build.ROOT / "csrc" / "cuda" / "fused_plan.cpp"
+    sources = [host_build.ROOT / "benchmarks" / "plans.cpp", fused, *host_build.PLAN_SOURCES]
     return host_build.build("plans", sources)
 
 

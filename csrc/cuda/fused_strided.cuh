@@ -26,6 +26,8 @@
 //   y         18 SEL, 14 HMMA.SP, 14 LDSM
 //   results   4 F2FP, 1 STSM, 1 LDS, 1 STG
 //
+// With what copies, 37 a position on a map of 128x56x56, R = 32 (python -m benchmarks.instructions).
+//
 // Bytes of a position and group:
 //
 //   x          4 * 32
