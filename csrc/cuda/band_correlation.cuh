@@ -121,7 +121,7 @@ __device__ __forceinline__ void band_correlation(const March& m, const Place& at
         }
       }
     };
-    Spot even_to[kGroups], odd_to[kGroups], key[kGroups];
+    Spot even_to[kGroups] = {}, odd_to[kGroups] = {}, key[kGroups] = {};
     const auto finish = [&](const float (&c)[4], const float (&c_rest)[4], int kh, int i) {
       float of_even = even_octet == 0 ? c[0] : c[2], of_odd = odd_octet == 0 ? c[1] : c[3];
       if constexpr (S == 2) {

@@ -68,7 +68,8 @@ __device__ __forceinline__ void band_forward(const March& m, const Place& at, co
         low_at[i] = row_taps + kd * m.weight_pitch.kernel_slice + i * own.to_next_group + band.low;
         high_at[i] = low_at[i] + (band.high - band.low);
       }
-      uint32_t a[2][kUnits][4], b[2][kUnits][2], low[2][kUnits], high[2][kUnits];
+      uint32_t a[2][kUnits][4], low[2][kUnits], high[2][kUnits];
+      [[maybe_unused]] uint32_t b[2][kUnits][2];  // columns 16 to 23
       const auto fetch = [&](int into, int kh) {
 #pragma unroll
         for (int i = 0; i < kUnits; ++i) {
