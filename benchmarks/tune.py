@@ -38,7 +38,7 @@ STEPS: dict[bool, dict[str, tuple[int, ...]]] = {
         "runs": (1, 2, 3, 4, 5, 6, 7),
         "pack": (32, 64, 128),
         "rows": (1, 2, 4, 7, 14),
-        "producers": (2, 3, 4, 6),
+        "producers": (3, 4, 6, 8),
         "stages": (2, 3, 4),
     },
     False: {
@@ -46,7 +46,7 @@ STEPS: dict[bool, dict[str, tuple[int, ...]]] = {
         "runs": (1, 2, 4, 8),
         "rows": (1, 2, 4, 7),
         "parts": (1, 2, 4, 7),
-        "producers": (2, 3, 4, 6),
+        "producers": (3, 4, 6, 8),
         "stages": (2, 3),
     },
 }
