@@ -65,7 +65,7 @@ INVOLUTION, TRANSPOSE, CORRELATION = instructions.MARCHING
         (instructions.Launch(TRANSPOSE, True, True, *FIRST), 22),
         (instructions.Launch(TRANSPOSE, True, True, *LAST), 37),
         (instructions.Launch(TRANSPOSE, True, True, *STRIDED), 38),
-        (instructions.Launch(CORRELATION, True, True, *FIRST), 22),
+        (instructions.Launch(CORRELATION, True, True, *FIRST), 20),
         (instructions.Launch(CORRELATION, True, True, *LAST), 33),
         (instructions.Launch(INVOLUTION, True, False, *FIRST), 22),
         (instructions.Launch(TRANSPOSE, True, False, *FIRST), 23),

@@ -15,7 +15,7 @@
 //   S = 1   1 LDSM, 1 HMMA, 2 selects, 1 conversion, 2 stores
 //   S = 2   2 LDSM, 2 HMMA, 2 selects, 1 conversion, 2 stores
 //
-// In all: 21 a position and group at K = 7 on 64x56x56, 32 on 512x7x7 (band_forward.cuh).
+// In all: 19 a position and group at K = 7 on 64x56x56, 32 on 512x7x7 (band_forward.cuh).
 #pragma once
 
 #include "band.cuh"

@@ -101,7 +101,9 @@ bool Layout::lay_out_weight(int groups, int columns, int64_t origin, int64_t ste
     stream->piece_bytes = widest({rows, met(w.space[2], p_.output[2], size_), of_position});
     // Values of neighbouring positions that follow each other are one segment, where that makes wide pieces
     // of narrow ones: two groups of 3x3 float16 values are 36 bytes, four of them 144.
-    const bool narrow = stream->piece_bytes < 8 && w.space[kWidth] == points;
+    // Those of 8 bytes are read in a way of their own, below.
+    const bool stored = operation_ == Operation::kCorrelation;
+    const bool narrow = stream->piece_bytes < (stored ? 16 : 8) && w.space[kWidth] == points;
     int of_segment = 1;
     for (const int several : {2, 4, 8}) {
       const bool whole = p_.output[kWidth] % several == 0 && origin % several == 0 && step % several == 0;
