@@ -238,7 +238,8 @@ __device__ __forceinline__ void bring_source(const March& m, const Place& at, co
                                              Bytes tensor) {
   int end = m.source.first;
   SourceRows<kOperation> rows(m, at, steps, m.halo, m.source_teams, thread, tensor);
-  if (!m.cleared) rows.clear_outside();
+  rows.bring(end);
+  if (!m.cleared) rows.clear_outside();  // while these are on their way
   const auto bring = [&] {
     rows.bring(end);
     end += m.source.next;
