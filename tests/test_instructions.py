@@ -67,7 +67,7 @@ INVOLUTION, TRANSPOSE, CORRELATION = instructions.MARCHING
         (instructions.Launch(TRANSPOSE, True, True, *STRIDED), 38),
         (instructions.Launch(CORRELATION, True, True, *FIRST), 20),
         (instructions.Launch(CORRELATION, True, True, *LAST), 33),
-        (instructions.Launch(INVOLUTION, True, False, *FIRST), 22),
+        (instructions.Launch(INVOLUTION, True, False, *FIRST), 24),
         (instructions.Launch(TRANSPOSE, True, False, *FIRST), 23),
         (instructions.Launch(CORRELATION, True, False, *FIRST), 24),
         (instructions.Launch(INVOLUTION, False, True, *FIRST), 53),
