@@ -181,7 +181,7 @@ def _with_ones(features: Tensor) -> Tensor:
     So the largest tensor of all is read once for weight and bias. There are seven zeros as well, since matrix products
     want sizes that are multiples of eight.
     """
-    one = (torch.arange(8, device=features.device) == 0).to(features.dtype)
+    one = torch.eye(1, 8, dtype=features.dtype, device=features.device)
     return torch.cat((features, one.expand(*features.shape[:-1], 8)), -1)
 
 

@@ -114,11 +114,11 @@ bool Layout::share_out(const DeviceLimits& limits, int64_t shared_bytes, int mos
   }
   m.producers = warps();
   if (m.producers > most_warps) return false;
+  m.team = team * 32;
   m.source_teams = m.source.warps / team;
   m.halo_teams = std::min(m.result.warps / team, std::max(m.halo, 1));
   for (Stream* stream : {&m.source, &m.second, &m.result}) {
-    stream->team = (stream == &m.source ? team : stream->warps) * 32;
-    stream->step = stream->team / stream->pieces;
+    stream->step = (stream == &m.source ? team : stream->warps) * 32 / stream->pieces;
     stream->step_pitch = stream->step * stream->segment_pitch;
     stream->step_stride = static_cast<uint32_t>(stream->step * stream->segment_stride);
     stream->by_pieces = divisor(stream->pieces);
@@ -139,23 +139,27 @@ bool Layout::prepare_divisors(March* march) const {
   };
   const int64_t height = transposed_ ? int64_t{m.input[kHeight]} + m.padding[kHeight] : m.output[kHeight];
   const int64_t rows = int64_t{m.kernel[kDepth]} * m.kernel[kHeight], threads = 1024;
-  set(&m.by_team, threads, m.source.team);
+  set(&m.by_team, threads, m.team);
   set(&m.by_packs, int64_t{m.packs} * m.strips, m.packs);
   set(&m.by_chunks, int64_t{m.chunks} * m.slices, m.chunks);
   set(&m.by_step_rows, height + m.step_rows + threads, m.step_rows);
-  m.row_bias_quotient = ceil_div(m.kernel[kHeight], m.stride[kHeight]);
-  m.row_bias = m.row_bias_quotient * m.stride[kHeight];
-  set(&m.by_row_stride, height + m.padding[kHeight] + m.row_bias + m.stride[kHeight], m.stride[kHeight]);
-  set(&m.by_depth_stride, int64_t{m.slices} + m.padding[kDepth], m.stride[kDepth]);
   set(&m.by_runs, threads, m.runs);
   set(&m.by_group_channels, 2 * m.pack_channels, m.group_channels);
   set(&m.by_warps_of_run, threads, m.warps_of_run);
   set(&m.by_quads, threads, correlation ? m.pack_channels / m.group_channels : m.pack_channels / 4);
   set(&m.by_parts, (m.parts + 1) * rows, m.parts);
-  set(&m.by_sets, height + m.sets_bias, m.sets);
   set(&m.by_kernel_rows, rows, m.kernel[kHeight]);
-  set(&m.by_group_bytes, m.second.pieces * m.second.piece_bytes, m.weight_pitch.group);
-  set(&m.by_row_bytes, m.second.pieces * m.second.piece_bytes, m.weight_pitch.kernel_row);
+  if (!transposed_) return exact;
+  m.row_bias_quotient = ceil_div(m.kernel[kHeight], m.stride[kHeight]);
+  m.row_bias = m.row_bias_quotient * m.stride[kHeight];
+  set(&m.by_row_stride, height + m.padding[kHeight] + m.row_bias + m.stride[kHeight], m.stride[kHeight]);
+  set(&m.by_depth_stride, int64_t{m.slices} + m.padding[kDepth], m.stride[kDepth]);
+  set(&m.by_sets, height + m.sets_bias, m.sets);
+  if (m.second.piece_columns == 0) {  // a position's values are pieces
+    const int64_t bytes = int64_t{m.second.pieces} * m.second.piece_bytes;
+    set(&m.by_group_bytes, bytes, m.weight_pitch.group);
+    set(&m.by_row_bytes, bytes, m.weight_pitch.kernel_row);
+  }
   return exact;
 }
 

@@ -191,7 +191,7 @@ __device__ __forceinline__ void walk_steps(const March& m, const Steps& steps, c
 }
 
 // The rows of the source from the first-th on that the block needs, each as a whole by one of several teams
-// of m.source.team threads, which take turns. `thread` counts the teams' threads.
+// of m.team threads, which take turns. `thread` counts the teams' threads.
 template <Operation kOperation>
 class SourceRows {
  public:
@@ -205,7 +205,7 @@ class SourceRows {
         teams_(teams),
         team_(quotient(thread, m.by_team)),
         flow_(m, m.source, at, frame_[2], true, begin_ + first + team_, first + team_,
-              thread - team_ * m.source.team, tensor) {}
+              thread - team_ * m.team, tensor) {}
 
   __device__ __forceinline__ void clear_outside() const {
     if (team_ == 0) flow_.clear_outside(m_.source);

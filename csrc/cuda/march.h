@@ -65,7 +65,6 @@ struct Stream {
   int column_origin;     // the first strip's first column, or segment where it has several; may be negative
   int column_step;       // from strip to strip
   int warps;             // that copy it
-  int team;              // threads that share a row: all of them, or of the source fewer
   int step;              // segments from one of a thread that copies to its next,
   int step_pitch;        // the same in bytes of shared memory,
   uint32_t step_stride;  // and of global memory, in which rows have less than 2 GiB
@@ -127,8 +126,9 @@ struct March {
   bool result_channels_last;  // of an activation
   int parts;                  // consumers that share the kernel rows of a sum
   int halo;                   // rows of the source that only the first step needs
-  int halo_teams;             // teams of warps that take turns at these,
-  int source_teams;           // and at the others
+  int team;                   // threads that share a row of the source, which teams take in turns:
+  int halo_teams;             // so many at these rows,
+  int source_teams;           // and so many at the others
   int sums_base;              // where these meet
   int sets;                   // fma transposed: of threads, one for each row of x that sums are kept of
   int sets_bias;              // a multiple of these, no less than the padding

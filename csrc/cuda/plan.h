@@ -32,7 +32,7 @@ struct Shape {
   int rows;       // of y in a step
   int chunks;     // that the rows of an image are cut into; 0: as many as fill the machine
   int stages;     // steps in flight
-  int producers;  // warps that copy
+  int producers;  // warps that copy, at the least
   int parts;      // kFma: threads that share the kernel rows of a sum, or of a position's results
 };
 

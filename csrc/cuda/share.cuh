@@ -88,7 +88,7 @@ __device__ __forceinline__ void copy_elements(Spot to, Bytes from, int pitch, un
 // These are not inlined: a kernel's first pass over its code waits for that code, most blocks are short, and
 // all of this is rare or has many turns.
 __device__ INVOLUTION_OUT_OF_LINE void copy_narrow_pieces(int bytes, Spot to, Bytes from, int pitch,
-                                                          int stride, int turns) {
+                                                          unsigned stride, int turns) {
   if (bytes == 8) {
     copy_pieces<false, 8>(to, from, pitch, stride, turns);
   } else if (bytes == 4) {
