@@ -23,7 +23,7 @@ from benchmarks.machine_arithmetic import LANES, Arithmetic, Instruction, Mask, 
 
 PARAMETERS = 0x210  # where they begin in constant bank 0
 NOTHING = frozenset(
-    "NOP BAR HMMA STS STG ST STSM MOVM F2FP LDGSTS LDGDEPBAR DEPBAR WARPSYNC MEMBAR FENCE CCTL ERRBAR".split()
+    "NOP BAR HMMA HMNMX2 STS STG ST STSM MOVM F2FP LDGSTS LDGDEPBAR DEPBAR WARPSYNC MEMBAR FENCE CCTL ERRBAR".split()
 )
 
 

@@ -36,9 +36,9 @@ int main(int argc, char** argv) {
     const int64_t side = number(5), kernel = number(6), stride = number(7);
     const FusedProblem p{number(2), number(3), 16, number(4), side, side, {kernel, kernel}, {stride, stride}};
     const FusedPlan plan = make_fused_plan(p, limits);
-    std::printf("%s\nblocks: %lld\nthreads: %d\nsteps: %d\ngrid: %lld 1 1\n", describe(plan).c_str(),
+    std::printf("%s\nblocks: %lld\nthreads: %d\nsteps: %d\ngrid: %d %d %lld\n", describe(plan).c_str(),
                 static_cast<long long>(plan.blocks), plan.threads, plan.steps,
-                static_cast<long long>(plan.blocks));
+                plan.march.packs * plan.march.strips, plan.march.chunks, static_cast<long long>(plan.images));
     print_march(plan.march);
     return 0;
   }

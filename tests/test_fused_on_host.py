@@ -45,18 +45,6 @@ class Layer:
         """The batch, and the frame of the result."""
         return (self.batch, -(-self.height // self.stride), -(-self.width // self.stride))
 
-    @property
-    def order(self) -> list[int]:
-        """In which the reduced channels are summed, upon which it depends to which side a tie is rounded."""
-        if self.stride == 1:
-            return list(range(self.reduced))
-        # A lane has 8 neighbours of 32 channels, and gives two of them at a time.
-        chunks, pairs, lanes = range(0, self.reduced, 32), range(0, 8, 2), range(0, 32, 8)
-        order = (
-            chunk + lane + pair + i for chunk in chunks for pair in pairs for lane in lanes for i in (0, 1)
-        )
-        return [channel for channel in order if channel < self.reduced]
-
     def operands(self, seed: int) -> dict[str, Tensor | None]:
         generator = torch.Generator().manual_seed(seed)
 
@@ -86,7 +74,7 @@ def kernels(layer: Layer, features: Tensor, weight: Tensor, bias: Tensor | None,
     b = np.zeros(len(w)) if bias is None else bias.double().numpy()
     if rounded:
         total = np.broadcast_to(b.astype(np.float32), (*h.shape[:3], len(w))).copy()
-        for r in layer.order:
+        for r in range(layer.reduced):
             total += h[..., r : r + 1].astype(np.float32) * w[:, r].astype(np.float32)
         made = torch.from_numpy(total).to(layer.dtype).double().numpy()
     else:

@@ -74,9 +74,9 @@ INVOLUTION, TRANSPOSE, CORRELATION = instructions.MARCHING
         (instructions.Launch(TRANSPOSE, False, True, *FIRST), 61),
         (instructions.Launch(CORRELATION, False, True, *FIRST), 55),
         (instructions.Launch(INVOLUTION, False, False, *FIRST), 60),
-        (instructions.Launch(instructions.FUSED, True, True, *FIRST), 20),
-        (instructions.Launch(instructions.FUSED, True, True, *LAST), 57),
-        (instructions.Launch(instructions.FUSED, True, True, *STRIDED), 39),
+        (instructions.Launch(instructions.FUSED, True, True, *FIRST), 13),
+        (instructions.Launch(instructions.FUSED, True, True, *LAST), 36),
+        (instructions.Launch(instructions.FUSED, True, True, *STRIDED), 27),
     ],
     ids=lambda value: value.name if isinstance(value, instructions.Launch) else None,
 )

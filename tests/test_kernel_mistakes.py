@@ -67,8 +67,18 @@ MISTAKES = {
 }
 FUSED_MISTAKES = {
     "fused, none": ("fused.cuh", "", "", "fused right, strided right"),
-    "fused, no barrier": ("fused.cuh", "    meet();\n", "", "a race"),
-    "fused, no wait": ("fused.cuh", "    wait_for_copies<0>();\n    meet();", "    meet();", "a race"),
+    "fused, rows before the barrier": (
+        "fused_rows.cuh",
+        "    meet();\n    slot += step_rows;\n    if (slot >= ring) slot -= ring;\n    bring(step, slot);\n",
+        "    slot += step_rows;\n    if (slot >= ring) slot -= ring;\n    bring(step, slot);\n    meet();\n",
+        "a race",
+    ),
+    "fused, no wait": (
+        "fused_rows.cuh",
+        "    commit_copies();\n    wait_for_copies<0>();\n",
+        "    commit_copies();\n",
+        "a race",
+    ),
     "fused, no barrier of the warp": (
         "fused.cuh",
         "      __syncwarp();\n#pragma unroll\n",
@@ -77,8 +87,8 @@ FUSED_MISTAKES = {
     ),
     "fused, columns outside": (
         "fused_rows.cuh",
-        "end_ = width - first_column < wanted ? width - first_column : wanted;",
-        "end_ = wanted;",
+        "const int end = smaller(width - first_column, wanted);",
+        "const int end = wanted;",
         "AddressSanitizer",
     ),
     "fused, places of another position": (
@@ -115,11 +125,11 @@ BACKWARD_MISTAKES = {
         "halo + 2 * kFusedTileRows, size",
         "a race",
     ),
-    "features, no zeros outside": (
-        "fused_features_gradient.cuh",
-        "  pixel_rows.clear_outside(pixel_place);\n",
-        "",
-        "features WRONG",
+    "backward, rows outside": (
+        "fused_rows.cuh",
+        "row < static_cast<unsigned>(height) ? count_ : 0",
+        "count_",
+        "AddressSanitizer",
     ),
 }
 

@@ -8,9 +8,9 @@
 // and then perhaps y*scale + shift and ReLU.
 //
 // A block owns a pack of groups, a strip of columns and a chunk of rows of one image and marches down by 4
-// rows a step. Rows of x and of the features come by asynchronous copies into rings, a step ahead; the
-// weights of the groups stay. A warp owns a tile of 4 rows and 8 columns and some of the groups. For each
-// group, and each row kh of the kernel:
+// rows a step. Rows of x and of the features come by asynchronous copies into rings, a step ahead, which one
+// or two warps do that do nothing else; the weights of the groups stay. Each other warp owns a tile of 4 rows
+// and 8 columns and some of the groups. For each group, and each row kh of the kernel:
 //
 //   1. k     D[16 positions x 8 taps] = features (16 x R) * weight^T + bias
 //
@@ -42,14 +42,15 @@
 //              taps kh = 2j, 2j + 1   of the upper row
 //              taps kh = 2j - 1, 2j   of the lower row
 //
-// Warp instructions of 32 positions and a group at K = 7, R = 16, 6.8 a position:
+// Warp instructions of 32 positions and a group at K = 7, R = 16, 7.7 a position:
 //
 //   k         14 HMMA, 14 HMMA.1688 (bias), 11 LDSM
 //   band      28 F2FP, 28 SEL, 28 SHFL
 //   y         16 HMMA.SP, 10 LDSM
-//   results   8 F2FP, 2 STSM, 2 LDS, 2 STG
+//   results   16 FFMA, 8 F2FP, 8 HMNMX2, 4 LDS; 2 STSM, 2 LDS, 2 STG
 //
-// With what copies, 19 on a map of 64x56x56 and 31 on 256x14x14, R = 64 (python -m benchmarks.instructions).
+// A whole block executes 12 a position on a map of 64x56x56 and 23 on 256x14x14, R = 64 (python -m
+// benchmarks.instructions).
 //
 // Bytes of a position and group:
 //
@@ -73,38 +74,27 @@ struct Fused {
   static constexpr FusedLayout kLayout = fused_layout(K, kSteps, 1);
   static constexpr int kTileColumns = fused_tile_columns(1);
   static constexpr int kWarpsOfTile = kBlock.groups / kBlock.warp_groups;
-  static constexpr int kPixelPieces = kBlock.groups * 2, kFeaturePieces = kSteps * 2;  // of 16 bytes
-  static constexpr int kFeatureRows = kFeaturePieces > 8 ? 2 : 4;  // that a warp copies at once
-  static constexpr int kUnits = (kFusedTileRows + K - 1) / 2;      // pairs of rows of x that a step meets
+  static constexpr int kFeaturePieces = kSteps * 2;            // of 16 bytes
+  static constexpr int kUnits = (kFusedTileRows + K - 1) / 2;  // pairs of rows of x that a step meets
+  static_assert((kWarpsOfTile + kBlock.copying) * 4 >= kFeaturePieces, "too few threads for a kernel row");
   static_assert(!kBlock.held || kBlock.warp_groups == 1, "a warp holds the weights of one group");
 
-  // Row 8*kh + 1 + kw of a group's weight is tap (kh, kw), the others are zeros; -1 or the tap.
-  static __device__ __forceinline__ int tap_of(int row) {
-    return row % 8 == 0 || row % 8 > K ? -1 : row / 8 * K + row % 8 - 1;
-  }
-
-  // The weights of the block's groups, and the biases behind each row.
+  // The weights of the block's groups, and the biases behind each row. Row 8*kh + 1 + kw of a group's weight
+  // is tap (kh, kw), the others are zeros; its last row is the next group's first.
   template <typename T>
   static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
                                                        const T* bias, Spot weights) {
-    bring_taps<K, kBlock.groups, kFeaturePieces>(m, group, weight, [&](int g, int kh, int kw, int piece) {
-      return weights + (g * kLayout.weight_rows + kh * 8 + 1 + kw) * kLayout.feature + piece * 16;
+    const int groups = smaller(m.groups - group, kBlock.groups);
+    const Spot first_tap = weights + kLayout.feature;
+    bring_taps<K, kFeaturePieces>(m, group, groups, weight, [&](int g, int kh, int kw, int piece) {
+      return first_tap + (g * 8 * K + kh * 8 + kw) * kLayout.feature + piece * 16;
     });
-    // Of eight more columns the first is for positions 0-7 of a product and the second for 8-15. Rows that
-    // are no tap are zeros.
-    const int threads = static_cast<int>(blockDim.x);
-    constexpr int kRows = kBlock.groups * kLayout.weight_rows;
-#pragma unroll 1
-    for (int row = static_cast<int>(threadIdx.x); row < kRows; row += threads) {
-      const int g = group + row / kLayout.weight_rows, tap = tap_of(row % kLayout.weight_rows);
-      const bool there = bias != nullptr && tap >= 0 && g < m.groups;
-      const uint32_t value = there ? bias[static_cast<int64_t>(g) * (K * K) + tap].bits * 0x10001u : 0;
-      const Spot to = weights + row * kLayout.feature;
-      store_shared(to + kSteps * 32, uint4{value, 0, 0, 0});
-      if (tap >= 0) continue;
-#pragma unroll
-      for (int piece = 0; piece < kFeaturePieces; ++piece) store_shared(to + piece * 16, uint4{0, 0, 0, 0});
-    }
+    const auto thread = static_cast<int>(threadIdx.x);
+    if (thread <= kFeaturePieces) store_shared(weights + thread * 16, uint4{0, 0, 0, 0});
+    // Of eight more columns the first is for positions 0-7 of a product and the second for 8-15.
+    bring_biases<K>(group, groups, bias, [&](int i, T value) {
+      store_shared(first_tap + i * kLayout.feature + kSteps * 32, uint4{value.bits * 0x10001u, 0, 0, 0});
+    });
   }
 };
 
@@ -191,14 +181,14 @@ class FusedBand {
 };
 
 template <typename T, int K, int kSteps>
-__global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_block(K, kSteps, 1).residents)
+__global__ void __launch_bounds__(fused_block(K, kSteps, 1).threads(), fused_block(K, kSteps, 1).residents)
     fused_kernel(const __grid_constant__ FusedMarch m, const T* __restrict__ x,
                  const T* __restrict__ features, const T* __restrict__ weight, const T* __restrict__ bias,
                  const float* __restrict__ scale, const float* __restrict__ shift, T* __restrict__ y) {
   using F = Fused<K, kSteps>;
   constexpr int kGroups = F::kBlock.groups, kPairs = kFusedTileRows / 2, kTileColumns = F::kTileColumns;
-  const int threads = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = uniform(static_cast<int>(threadIdx.x) / 32), workers = m.runs * F::kWarpsOfTile;
   const int tile = warp / F::kWarpsOfTile, sub = (warp - tile * F::kWarpsOfTile) * F::kBlock.warp_groups;
   const int columns = m.runs * kTileColumns, position = tile * kTileColumns;
   const FusedPlace at = fused_place<kGroups>(m, columns);
@@ -208,37 +198,39 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_
 
   const Spot pixels = shared_memory();
   const Spot weights = pixels + F::kLayout.ring * m.pixel_row;
-  const FusedEpilogue<kGroups> epilogue(m, weights + kGroups * F::kLayout.group_weight, scale != nullptr);
-  const Spot all_results = weights + kGroups * F::kLayout.group_weight + FusedEpilogue<kGroups>::kBytes;
-  const Spot reduced = all_results + m.runs * F::kWarpsOfTile * F::kLayout.result;
+  const Spot factors = weights + kGroups * F::kLayout.group_weight + F::kLayout.first_row;
+  const FusedEpilogue<T, kGroups> epilogue(m, factors, scale != nullptr);
+  const Spot all_results = factors + FusedEpilogue<T, kGroups>::kBytes;
+  const Spot reduced = all_results + workers * F::kLayout.result;
   const Spot results = all_results + warp * F::kLayout.result;
 
-  const FusedRows<F::kPixelPieces, 4> pixel_rows(
+  const FusedRows<FusedPixels<kGroups>> pixel_rows(
       x + image * m.channels, m.channels, group * kFusedGroupChannels, first_column - K / 2, columns + 8,
-      columns + K - 1, m.width, pixels, F::kLayout.ring, m.pixel_row, threads);
-  const FusedRows<F::kFeaturePieces, F::kFeatureRows> feature_rows(
-      features + image * m.reduced, m.reduced, 0, first_column, columns, columns, m.width, reduced,
-      2 * kFusedTileRows, m.feature_row, threads);
-  const auto pixel_place = [&](int column) {
-    return fused_pixel_place<F::kBlock.groups>(column, pixel_rows.piece * 16);
+      columns + K - 1, m.width, pixels, F::kLayout.ring, m.pixel_row);
+  const FusedRows<FusedFeatures<kSteps>> feature_rows(features + image * m.reduced, m.reduced, 0,
+                                                      first_column, columns, columns, m.width, reduced,
+                                                      2 * kFusedTileRows, m.feature_row);
+  // Rows of x, kAtOnce at once, of which a step shares some with the one before; the warp is one of so many.
+  constexpr int kRows = kFusedTileRows + K - 1;
+  const auto bring = [&](auto at_once, int step, int slot, int shared, int of_warps, int warps) {
+    const int row = first_row + step * kFusedTileRows;
+    feature_rows.template bring<kFusedTileRows>(row, kFusedTileRows, step % 2 * kFusedTileRows, m.height,
+                                                of_warps, warps);
+    pixel_rows.template bring<decltype(at_once)::value>(row - K / 2 + shared, kRows - shared, slot + shared,
+                                                        m.height, of_warps, warps);
   };
-  const auto feature_place = [&](int column) {
-    return column * F::kLayout.feature + feature_rows.piece * 16;
-  };
-  // Of the step whose first row is `row` and meets rows of x from `slot` of the ring on: what it does not
-  // share with the step before.
-  const auto bring = [&](int row, int slot, int feature_slot, bool first) {
-    feature_rows.bring(row, kFusedTileRows, feature_slot, m.height, feature_place);
-    const int shared = first ? 0 : K - 1;
-    pixel_rows.bring(row - K / 2 + shared, kFusedTileRows + K - 1 - shared, slot + shared, m.height,
-                     pixel_place);
-    commit_copies();
-  };
+  // At first all warps bring what there is.
+  bring(std::integral_constant<int, kRows / 2>{}, 0, 0, 0, warp, static_cast<int>(blockDim.x) / 32);
   F::bring_weights(m, group, weight, bias, weights);
+  commit_copies();
   epilogue.bring(m, group, scale, shift);
-  bring(first_row, 0, 0, true);
-  feature_rows.clear_outside(feature_place);
-  pixel_rows.clear_outside(pixel_place);
+  wait_for_copies<0>();
+  if (warp >= workers) {
+    return bring_steps(steps, kFusedTileRows, F::kLayout.ring, [&](int step, int slot) {
+      bring(std::integral_constant<int, kFusedTileRows>{}, step, slot, K - 1, warp - workers,
+            F::kBlock.copying);
+    });
+  }
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
@@ -252,9 +244,9 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_
   const int lane_of_e = feature_lane(0), lane_of_o = feature_lane(1);
   // Of x: eight channels of columns k of matrices (row 2u, k 0-7), (2u, 8-15), (2u + 1, 0-7), (2u + 1, 8-15).
   const int k_of_lane = matrix % 2 * 8 + i;
-  const int pixel_lane = fused_pixel_place<F::kBlock.groups>(
-                             position + k_of_lane / 4 * 2 + k_of_lane % 2 + k_of_lane / 2 % 2 * 8, 0) +
-                         matrix / 2 * m.pixel_row;
+  const int pixel_lane =
+      FusedPixels<kGroups>::at(position + k_of_lane / 4 * 2 + k_of_lane % 2 + k_of_lane / 2 % 2 * 8, 0) +
+      matrix / 2 * m.pixel_row;
   // Results: 16 positions (8 of two rows) x 32 bytes. The halves of every other four positions are swapped.
   const int result_to = (matrix / 2 * 8 + i) * 32 + ((matrix ^ i >> 2) & 1) * 16;
   const int result_from = lane / 2 * 32 + ((lane ^ lane >> 3) & 1) * 16;
@@ -268,14 +260,9 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_
   int first_unit = 0;  // of the ring: pairs of rows of x
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    wait_for_copies<0>();
     meet();
     if constexpr (F::kBlock.held) {
       if (step == 0) band_of.hold(weights + sub * F::kLayout.group_weight);
-    }
-    if (step + 1 < steps) {
-      bring(first_row + (step + 1) * kFusedTileRows, (first_unit + kPairs) * 2,
-            (step + 1) % 2 * kFusedTileRows, false);
     }
 
     uint32_t of_tile[2][kSteps][4];
@@ -332,9 +319,9 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_
         }
       }
 
+      const auto factors = epilogue.factors((sub + g) * kFusedGroupChannels + 2 * t);
       const auto rounded = [&](const float (&pair)[4], int first, int octet) {
-        return epilogue.rounded(pair[first], pair[first + 1],
-                                (sub + g) * kFusedGroupChannels + octet * 8 + 2 * t, T{});
+        return epilogue.rounded(pair[first], pair[first + 1], factors, octet);
       };
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) {
@@ -356,7 +343,6 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).most_threads, fused_
     row += kFusedTileRows;
     to += kFusedTileRows * to_next_row;
   }
-  wait_for_copies<0>();  // nothing is left to come
 }
 
 }  // namespace involution

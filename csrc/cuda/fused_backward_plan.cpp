@@ -74,7 +74,7 @@ class Search {
     int64_t rings = 0, results = 0;
     switch (plan.gradient) {
       case FusedGradient::kInput:
-        m.feature_row = (columns + 8) * layout_.feature;
+        m.feature_row = fused_feature_columns(columns + 8, plan.steps) * layout_.feature;
         rings = int64_t{layout_.ring} * (m.pixel_row + m.feature_row) +
                 int64_t{block_.groups} * layout_.group_weight + int64_t{runs} * block_.groups * layout_.warp;
         break;
@@ -85,7 +85,8 @@ class Search {
         results = int64_t{tiles} * block_.groups * layout_.warp;
         break;
       case FusedGradient::kWeight:
-        m.feature_row = columns * layout_.feature + 16;  // two rows in different banks
+        m.feature_row =
+            fused_feature_columns(columns, plan.steps) * layout_.feature + 16;  // two rows in different banks
         rings = int64_t{layout_.ring} * m.pixel_row +
                 int64_t{2 * kFusedTileRows} * (m.gradient_row + m.feature_row);
         results = int64_t{tiles} * block_.groups * layout_.warp;

@@ -45,12 +45,16 @@ __device__ __forceinline__ FusedBackwardPlace fused_backward_place(const FusedBa
   return at;
 }
 
-// Where 16 bytes of column c lie in a row of kGroups groups: eight neighbours are in different banks.
+// Columns of kGroups groups: eight neighbours are in different banks.
 template <int kGroups>
-__device__ __forceinline__ int fused_dense_place(int c, int bytes) {
+struct FusedNeighbours {
+  static constexpr int kPieces = kGroups * 2;
   static_assert(kGroups == 2 || kGroups == 4, "columns are 64 or 128 bytes");
-  const int key = kGroups == 2 ? c / 2 % 4 : c % 8;
-  return c * kGroups * 32 + (bytes ^ key * 16);
-}
+
+  static __device__ __forceinline__ int at(int column, int piece) {
+    const int key = kGroups == 2 ? column / 2 % 4 : column % 8;
+    return column * kGroups * 32 + (piece ^ key) * 16;
+  }
+};
 
 }  // namespace involution

@@ -32,9 +32,9 @@ template <int kSteps>
 struct FusedFeaturesGradient {
   static constexpr FusedBackwardBlock kBlock = fused_backward_block(FusedGradient::kFeatures, kSteps);
   static constexpr FusedBackwardLayout kLayout = fused_backward_layout(FusedGradient::kFeatures, kSteps);
-  static constexpr int kPixelPieces = kBlock.groups * 2, kWeightPieces = kSteps * 2;  // of 16 bytes
-  static constexpr int kPackBytes = kBlock.groups * kFusedGroupChannels * 2;          // of a column in memory
-  static constexpr int kRow = kSteps * 64;  // bytes of a position's sums
+  static constexpr int kWeightPieces = kSteps * 2;                            // of 16 bytes
+  static constexpr int kPackBytes = kBlock.groups * kFusedGroupChannels * 2;  // of a column in memory
+  static constexpr int kRow = kSteps * 64;                                    // bytes of a position's sums
 
   // Row 16*(kh/2) + 8*(kw%2) + 2*(kw/2) + kh%2 of a group's weight is tap (kh, kw), the others are zeros.
   template <typename T>
@@ -76,21 +76,20 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kFeatures,
   const Spot gradients = pixels + 2 * pixel_rows_of_pack * m.pixel_row;
   const Spot weights = gradients + 2 * m.chunk_rows * m.gradient_row;
 
-  FusedRows<F::kPixelPieces, 4> pixel_rows(x + image * m.channels, m.channels, 0,
-                                           at.first_column - kFusedReach, columns + 8, columns + kFusedHalo,
-                                           m.width, pixels, 2 * pixel_rows_of_pack, m.pixel_row, threads);
-  FusedRows<F::kPixelPieces, 4> gradient_rows(dy + image * m.channels, m.channels, 0, at.first_column,
-                                              columns, columns, m.width, gradients, 2 * m.chunk_rows,
-                                              m.gradient_row, threads);
-  const auto pixel_place = [&](int column) {
-    return fused_dense_place<kGroups>(column, pixel_rows.piece * 16);
-  };
+  using Columns = FusedNeighbours<kGroups>;
+  FusedRows<Columns> pixel_rows(x + image * m.channels, m.channels, 0, at.first_column - kFusedReach,
+                                columns + 8, columns + kFusedHalo, m.width, pixels, 2 * pixel_rows_of_pack,
+                                m.pixel_row);
+  FusedRows<Columns> gradient_rows(dy + image * m.channels, m.channels, 0, at.first_column, columns, columns,
+                                   m.width, gradients, 2 * m.chunk_rows, m.gradient_row);
+  const int warps = static_cast<int>(blockDim.x) / 32;
   const auto bring = [&](int step) {
     // What a group that is not there has is not read.
     if (pixel_rows.piece * 8 < m.channels - step * kGroups * kFusedGroupChannels) {
-      pixel_rows.bring(at.first_row - kFusedReach, pixel_rows_of_pack, step % 2 * pixel_rows_of_pack,
-                       m.height, pixel_place);
-      gradient_rows.bring(at.first_row, m.chunk_rows, step % 2 * m.chunk_rows, m.height, pixel_place);
+      pixel_rows.template bring<2>(at.first_row - kFusedReach, pixel_rows_of_pack,
+                                   step % 2 * pixel_rows_of_pack, m.height, warp, warps);
+      gradient_rows.template bring<2>(at.first_row, m.chunk_rows, step % 2 * m.chunk_rows, m.height,
+                                      warps - 1 - warp, warps);
     }
     pixel_rows.advance(F::kPackBytes);
     gradient_rows.advance(F::kPackBytes);
@@ -99,19 +98,17 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kFeatures,
     commit_copies();
   };
   bring(0);
-  pixel_rows.clear_outside(pixel_place);
-  gradient_rows.clear_outside(pixel_place);
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
   const bool first_columns = t >= quad / 2, even = quad % 2 == 0;
   const int even_source = quad * 4 + ((t + quad / 2) & 3), odd_source = quad * 4 + ((t + (quad + 1) / 2) & 3);
   // Of x: matrices (columns 0-7, channels 0-7), (0-7, 8-15), (8-15, 0-7), (8-15, 8-15).
-  const int pixel_lane = first_row * m.pixel_row + fused_dense_place<kGroups>(position + matrix / 2 * 8 + i,
-                                                                              sub * 32 + matrix % 2 * 16);
+  const int pixel_lane =
+      first_row * m.pixel_row + Columns::at(position + matrix / 2 * 8 + i, sub * 2 + matrix % 2);
   // Of dy: (row 2P, channels 0-7), (2P + 1, 0-7), (2P, 8-15), (2P + 1, 8-15).
-  const int gradient_lane = (first_row + matrix % 2) * m.gradient_row +
-                            fused_dense_place<kGroups>(position + i, sub * 32 + matrix / 2 * 16);
+  const int gradient_lane =
+      (first_row + matrix % 2) * m.gradient_row + Columns::at(position + i, sub * 2 + matrix / 2);
   // Of the weight: (even kw, channels 0-7), (odd kw, 0-7), (even, 8-15), (odd, 8-15).
   const int weight_lane = sub * F::kLayout.group_weight + (matrix % 2 * 8 + i) * kFeature + matrix / 2 * 16;
 

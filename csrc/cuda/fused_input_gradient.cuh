@@ -35,15 +35,24 @@
 
 namespace involution {
 
+// Columns of the features: those of two octets, four of each, are rows of one matrix, in different banks.
+template <int kSteps>
+struct FusedOctets {
+  static constexpr int kPieces = kSteps * 2;
+
+  static __device__ __forceinline__ int at(int column, int piece) {
+    return column * (kSteps * 32 + 16) + (piece ^ (column / 8 & 1)) * 16;
+  }
+};
+
 template <int kSteps>
 struct FusedInputGradient {
   static constexpr FusedBackwardBlock kBlock = fused_backward_block(FusedGradient::kInput, kSteps);
   static constexpr FusedBackwardLayout kLayout = fused_backward_layout(FusedGradient::kInput, kSteps);
   // A tile of so many octets needs the kernels of one more, and a product makes those of two.
   static constexpr int kOctets = kBlock.tile_columns / 8, kProducts = (kOctets + 2) / 2;
-  static constexpr int kPixelPieces = kBlock.groups * 2, kFeaturePieces = kSteps * 2;  // of 16 bytes
-  static constexpr int kFeatureRows = kFeaturePieces > 8 ? 2 : 4;  // that a warp copies at once
-  static constexpr int kUnits = kLayout.ring / 2;                  // pairs of rows
+  static constexpr int kFeaturePieces = kSteps * 2;  // of 16 bytes
+  static constexpr int kUnits = kLayout.ring / 2;    // pairs of rows
   static constexpr int kWeightRows = (kFusedBackwardSize + 2) * 8 + 1;
   static constexpr int kBiasRows = kWeightRows - 8;
   static constexpr int kBiases = kWeightRows * kLayout.feature;  // where a group's begin
@@ -96,7 +105,7 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kInput, kS
   using F = FusedInputGradient<kSteps>;
   constexpr int kGroups = F::kBlock.groups, kOctets = F::kOctets, kPairs = kFusedTileRows / 2;
   constexpr int kFeature = F::kLayout.feature, kRing = F::kLayout.ring;
-  const int threads = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
   const int tile = warp / kGroups, sub = warp - tile * kGroups;
   const int columns = m.runs * F::kBlock.tile_columns, position = tile * F::kBlock.tile_columns;
@@ -108,32 +117,24 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kInput, kS
   const Spot weights = reduced + kRing * m.feature_row;
   const Spot results = weights + kGroups * F::kLayout.group_weight + warp * F::kLayout.warp;
 
-  const FusedRows<F::kPixelPieces, 4> pixel_rows(
+  const FusedRows<FusedPixels<kGroups>> pixel_rows(
       dy + image * m.channels, m.channels, at.group * kFusedGroupChannels, at.first_column - kFusedReach,
-      columns + 8, columns + kFusedHalo, m.width, pixels, kRing, m.pixel_row, threads);
-  const FusedRows<F::kFeaturePieces, F::kFeatureRows> feature_rows(
+      columns + 8, columns + kFusedHalo, m.width, pixels, kRing, m.pixel_row);
+  const FusedRows<FusedOctets<kSteps>> feature_rows(
       features + image * m.reduced, m.reduced, 0, at.first_column - kFusedReach, columns + 8,
-      columns + kFusedHalo, m.width, reduced, kRing, m.feature_row, threads);
-  const auto pixel_place = [&](int column) {
-    return fused_pixel_place<kGroups>(column, pixel_rows.piece * 16);
-  };
-  // Positions of two octets are rows of one matrix, in different banks.
-  const auto feature_at = [&](int column, int piece) {
-    return column * kFeature + (piece ^ (column / 8 & 1)) * 16;
-  };
-  const auto feature_place = [&](int column) { return feature_at(column, feature_rows.piece); };
+      columns + kFusedHalo, m.width, reduced, kRing, m.feature_row);
   // Of the step whose first row is `row` and meets rows from `slot` of the rings on: what it does not share
   // with the step before.
+  const int warps = static_cast<int>(blockDim.x) / 32, other_warp = warps - 1 - warp;
   const auto bring = [&](int row, int slot, bool first) {
     const int shared = first ? 0 : kFusedHalo, rows = kFusedHalo + kFusedTileRows - shared;
-    pixel_rows.bring(row - kFusedReach + shared, rows, slot + shared, m.height, pixel_place);
-    feature_rows.bring(row - kFusedReach + shared, rows, slot + shared, m.height, feature_place);
+    pixel_rows.template bring<2>(row - kFusedReach + shared, rows, slot + shared, m.height, warp, warps);
+    feature_rows.template bring<2>(row - kFusedReach + shared, rows, slot + shared, m.height, other_warp,
+                                   warps);
     commit_copies();
   };
   F::bring_weights(m, at.group, weight, bias, weights);
   bring(at.first_row, 0, true);
-  pixel_rows.clear_outside(pixel_place);
-  feature_rows.clear_outside(feature_place);
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kInput, kS
   // Of the features: matrices (even positions, channels 0-7), (even, 8-15), (odd, 0-7), (odd, 8-15). The last
   // product of an even number of octets has one octet twice.
   const auto feature_lane = [&](int octet) {
-    return feature_at(position + octet * 8 + (i & ~1) + matrix / 2, matrix % 2);
+    return FusedOctets<kSteps>::at(position + octet * 8 + (i & ~1) + matrix / 2, matrix % 2);
   };
   const int first_features = feature_lane(i & 1);
   const int last_features = feature_lane(kOctets % 2 == 0 ? kOctets : 2 * (F::kProducts - 1) + (i & 1));
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kInput, kS
   int pixel_lane[kOctets];
 #pragma unroll
   for (int o = 0; o < kOctets; ++o) {
-    pixel_lane[o] = fused_pixel_place<kGroups>(column_of_lane + o * 8, sub * 32) + matrix / 2 * m.pixel_row;
+    pixel_lane[o] = FusedPixels<kGroups>::at(column_of_lane + o * 8, sub * 2) + matrix / 2 * m.pixel_row;
   }
   // Results: 16 positions (8 of two rows) x 32 bytes. The halves of every other four positions are swapped.
   const int result_to = (matrix / 2 * 8 + i) * 32 + ((matrix ^ i >> 2) & 1) * 16;

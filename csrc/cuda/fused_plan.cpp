@@ -72,12 +72,16 @@ class Search {
     m.packs = ceil_div(m.groups, block_.groups);
     m.chunk_rows = ceil_div(ceil_div(m.result_height, chunks), kFusedTileRows) * kFusedTileRows;
     m.chunks = ceil_div(m.result_height, m.chunk_rows);
+    m.by_packs = divisor(m.packs);
     m.pixel_row = (columns * plan.stride + 8) * layout_.pixel;
-    m.feature_row = columns * layout_.feature;
-    plan.threads = warps_of(runs) * 32;
+    m.feature_row = fused_feature_columns(columns, plan.steps) * layout_.feature;
+    // With a stride, four columns of two rows are one matrix, in different banks.
+    if (plan.stride == 2) m.feature_row += 64;
+    plan.threads = (warps_of(runs) + block_.copying) * 32;
+    plan.images = p_.batch;
     plan.blocks = p_.batch * m.packs * m.strips * m.chunks;
     constexpr int kAffine = 2 * kFusedGroupChannels * 4;  // scales and shifts of a group
-    plan.shared_bytes = int64_t{block_.groups} * (layout_.group_weight + kAffine) +
+    plan.shared_bytes = int64_t{block_.groups} * (layout_.group_weight + kAffine) + layout_.first_row +
                         int64_t{warps_of(runs)} * layout_.result + int64_t{layout_.ring} * m.pixel_row +
                         int64_t{2 * kFusedTileRows} * m.feature_row;
     return plan;
@@ -86,12 +90,12 @@ class Search {
   double cost_of(const FusedPlan& plan) const {
     const double of_tile = plan.stride == 1 ? 190. + 21. * plan.steps : 150. + 10.5 * plan.steps;
     const FusedMarch& m = plan.march;
-    const double tiles = (m.chunk_rows / kFusedTileRows) * (plan.threads / 32.) * block_.warp_groups;
+    const double tiles = (m.chunk_rows / kFusedTileRows) * warps_of(m.runs) * block_.warp_groups;
     const double columns = m.runs * tile_columns_, rows = m.chunk_rows;
     const double read = (columns * plan.stride + 8) * (rows * plan.stride + plan.kernel - 1);
     const double bytes =
         block_.groups * 32. * (columns * rows + read + columns * rows * m.reduced / 16. / block_.groups);
-    return launch_cost({plan.blocks, plan.threads, plan.shared_bytes, block_.residents * block_.most_threads,
+    return launch_cost({plan.blocks, plan.threads, plan.shared_bytes, block_.residents * block_.threads(),
                         tiles * of_tile * plan.kernel / 7, bytes},
                        limits_);
   }
@@ -124,7 +128,8 @@ FusedPlan make_fused_plan(const FusedProblem& problem, const DeviceLimits& limit
   m.result_width = ceil_div(m.width, plan.stride);
   if (!Search(problem, limits, &plan).run()) {
     plan.reason = "no block fits into shared memory";
-  } else if (plan.blocks >= int64_t{1} << 31) {
+  } else if (int64_t{m.packs} * m.strips * m.packs >= int64_t{1} << 31 || m.chunks >= 65536 ||
+             plan.images >= 65536) {
     plan.reason = "a grid has no room for the blocks";
   }
   return plan;
@@ -137,9 +142,10 @@ std::string describe(const FusedPlan& plan) {
     return text.str();
   }
   const FusedMarch& m = plan.march;
+  const FusedBlock block = fused_block(plan.kernel, plan.steps, plan.stride);
   text << "fused " << plan.kernel << "x" << plan.kernel << ", stride " << plan.stride << ": " << plan.blocks
-       << " blocks of " << plan.threads / 32 << " warps and " << plan.shared_bytes << " bytes; "
-       << fused_block(plan.kernel, plan.steps, plan.stride).groups << " groups, " << m.strips << " strips of "
+       << " blocks of " << plan.threads / 32 - block.copying << " + " << block.copying << " warps and "
+       << plan.shared_bytes << " bytes; " << block.groups << " groups, " << m.strips << " strips of "
        << m.runs * fused_tile_columns(plan.stride) << " columns, " << m.chunks << " chunks of "
        << m.chunk_rows << " rows; reduced channels in " << plan.steps << " steps of 16";
   return text.str();

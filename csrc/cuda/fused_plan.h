@@ -6,6 +6,7 @@
 #include <string>
 
 #include "device_limits.h"
+#include "divisor.h"
 
 namespace involution {
 
@@ -30,26 +31,28 @@ constexpr int fused_tile_columns(int stride) { return stride == 1 ? 8 : 4; }
 // stride 1, the fastest on an H200 of those that were tried for K = 7 on RedNet's map with so many channels.
 struct FusedBlock {
   int groups;
-  int warp_groups;  // of these, those that one warp computes, one after the other
-  int most_threads;
-  int residents;  // blocks that a multiprocessor's registers have room for
-  bool held;      // a warp keeps the weights of its one group in registers
+  int warp_groups;   // of these, those that one warp computes, one after the other
+  int most_threads;  // that compute
+  int copying;       // warps that bring rows, beside these
+  int residents;     // blocks that a multiprocessor's registers have room for
+  bool held;         // a warp keeps the weights of its one group in registers
+
+  constexpr int threads() const { return most_threads + copying * 32; }
 };
 
 constexpr FusedBlock fused_block(int K, int steps, int stride) {
-  if (stride == 2) return {2, 1, 256, 2, false};
-  if (steps == 1) return K == 3 ? FusedBlock{2, 2, 448, 2, false} : FusedBlock{4, 1, 512, 1, true};
-  if (steps == 2) return {2, 2, 128, 4, false};
-  if (steps == 4) return {4, 2, 128, 3, false};
-  return {4, 1, 128, 2, false};
+  if (stride == 2) return {2, 1, 256, 2, 2, false};
+  if (steps == 1) return K == 3 ? FusedBlock{2, 2, 448, 2, 2, false} : FusedBlock{2, 1, 448, 2, 1, true};
+  if (steps == 2) return {2, 2, 128, 1, 3, false};
+  if (steps == 4) return {4, 2, 128, 1, 3, false};
+  return {4, 1, 128, 1, 2, false};
 }
 
 // How a block lies in shared memory, in bytes but for `ring`. The kernels and the plan have it from here.
 struct FusedLayout {
   int pixel;         // of a column of x
-  int feature;       // of a column of the features; 0: they do not pass through shared memory
-  int weight_rows;   // of a group: 8 for each row of the kernel, and with stride 1 one of zeros in front
-  int weight_row;    // of the weight
+  int feature;       // of a column of the features, and a row of the weight: 8 for each row of the kernel
+  int first_row;     // of zeros, in front of all
   int group_weight;  // of a group, the biases included
   int ring;          // rows of x: those that a step meets, and those that the next one brings
   int result;        // of a warp's tile
@@ -58,11 +61,16 @@ struct FusedLayout {
 constexpr FusedLayout fused_layout(int K, int steps, int stride) {
   const int pixel = fused_block(K, steps, stride).groups * 32;
   const int tile = kFusedTileRows * fused_tile_columns(stride) * 32;
-  if (stride == 1) {
-    const int row = steps * 32 + 16, rows = 8 * K + 1;
-    return {pixel, row, rows, row, rows * row, 2 * kFusedTileRows + K - 1, tile};
-  }
-  return {pixel, 0, 8 * K, steps * 32, 8 * K * steps * 32 + K * 64, 4 * kFusedTileRows + K - 1, tile};
+  const int row = steps * 32 + 16;
+  if (stride == 1) return {pixel, row, row, 8 * K * row, 2 * kFusedTileRows + K - 1, tile};
+  return {pixel, row, 0, 8 * K * row + K * 64, 4 * kFusedTileRows + K - 1, tile};
+}
+
+// Columns that a row of the features has room for, if it has `columns` of 16 * `steps` channels: a warp
+// copies as many at once as fill it, 16 of a single step.
+constexpr int fused_feature_columns(int columns, int steps) {
+  const int turn = steps == 1 ? 16 : 8;
+  return (columns + turn - 1) / turn * turn;
 }
 
 // The kernels' parameters. A block owns a pack of groups, a strip of `runs` tiles' columns and a chunk of
@@ -76,13 +84,14 @@ struct FusedMarch {
   int result_height;
   int result_width;
   int runs;
-  int packs;  // a grid is packs * strips * chunks * images
+  int packs;  // a grid is packs * strips, chunks, images
   int strips;
   int chunks;
   int chunk_rows;   // of the result, a multiple of a tile's
   int pixel_row;    // bytes of a row of x in shared memory
   int feature_row;  // and of the features
   int relu;
+  Divisor by_packs;
 };
 
 struct FusedPlan {
@@ -93,6 +102,7 @@ struct FusedPlan {
   int steps;  // of 16 reduced channels: 1, 2, 4 or 8
   int threads;
   int64_t shared_bytes;
+  int64_t images;
   int64_t blocks;
 };
 

@@ -6,11 +6,11 @@
 //
 // and then perhaps y*scale + shift and ReLU.
 //
-// A warp owns a tile of 4 x 4 positions and one group. For each row kh of the kernel:
+// Blocks are those of the layer without a stride. A warp owns a tile of 4 x 4 positions and one group. For
+// each row kh of the kernel:
 //
-//   1. k     D[16 positions x 8 taps] = features (16 x R, from global memory to registers) * weight^T + bias,
-//            which is what the sums begin with. The order of the reduced channels does not matter, so that a
-//            lane takes 8 neighbours of its position, and of its tap, at once.
+//   1. k     D[16 positions x 8 taps] = features (16 x R, in registers for all kernel rows) * weight^T + bias,
+//            which is what the sums begin with.
 //   2. band  Position n of four neighbours has its taps in columns 2n .. 2n + K - 1 of 16: pairs n + e, all
 //            at even columns. Lane t of a quad has pair t of the columns or pair t + 4: one shuffle in the
 //            quad.
@@ -21,12 +21,12 @@
 //
 // Warp instructions of 16 positions and a group at K = 7:
 //
-//   k         7 HMMA and 3.5 LDS for each 16 reduced channels, 7 LDS
+//   k         7 HMMA and 4.5 LDSM for each 16 reduced channels, 7 LDS
 //   band      14 F2FP, 14 SHFL
 //   y         18 SEL, 14 HMMA.SP, 14 LDSM
-//   results   4 F2FP, 1 STSM, 1 LDS, 1 STG
+//   results   8 FFMA, 4 F2FP, 4 HMNMX2, 4 LDS; 1 STSM, 1 LDS, 1 STG
 //
-// With what copies, 37 a position on a map of 128x56x56, R = 32 (python -m benchmarks.instructions).
+// A whole block executes 26 a position on a map of 128x56x56, R = 32 (python -m benchmarks.instructions).
 //
 // Bytes of a position and group:
 //
@@ -47,55 +47,43 @@ struct FusedStrided {
   static constexpr FusedBlock kBlock = fused_block(K, kSteps, 2);
   static constexpr FusedLayout kLayout = fused_layout(K, kSteps, 2);
   static constexpr int kTileColumns = fused_tile_columns(2);
-  static constexpr int kUnits = (K + 7) / 2;                  // pairs of rows of x that a step meets
-  static constexpr int kChunks = kSteps / 2;                  // of 32 reduced channels
-  static constexpr int kPieces = kSteps * 2;                  // of 16 bytes in a row of the weight
-  static constexpr int kBiases = 8 * K * kLayout.weight_row;  // where a group's begin
-  static_assert(kSteps % 2 == 0 && kBlock.warp_groups == 1, "a lane takes 8 of 32 channels of one group");
-
-  // Two rows of the weight are in different banks where eight lanes read 64 bytes of each.
-  static __device__ __forceinline__ int weight_place(int row, int piece) {
-    return row * kLayout.weight_row + (piece ^ (kSteps > 2 ? row % 2 * 4 : 0)) * 16;
-  }
+  static constexpr int kUnits = (K + 7) / 2;               // pairs of rows of x that a step meets
+  static constexpr int kChunks = kSteps / 2;               // of 32 reduced channels
+  static constexpr int kPieces = kSteps * 2;               // of 16 bytes in a row of the weight
+  static constexpr int kBiases = 8 * K * kLayout.feature;  // where a group's begin
+  static_assert((kBlock.groups + kBlock.copying) * 4 >= kPieces, "too few threads for a kernel row");
+  static_assert(kSteps % 2 == 0 && kBlock.warp_groups == 1,
+                "a lane loads weights of 32 channels of one group");
 
   // Row 8*kh + kw of a group's weight is tap (kh, kw), the others are zeros. Of the biases of kernel row kh
   // lane t has those of taps 2t and 2t + 1, twice.
   template <typename T>
   static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
                                                        const T* bias, Spot weights) {
-    bring_taps<K, kBlock.groups, kPieces>(m, group, weight, [&](int g, int kh, int kw, int piece) {
-      return weights + g * kLayout.group_weight + weight_place(kh * 8 + kw, piece);
+    const int groups = smaller(m.groups - group, kBlock.groups);
+    bring_taps<K, kPieces>(m, group, groups, weight, [&](int g, int kh, int kw, int piece) {
+      return weights + g * kLayout.group_weight + (kh * 8 + kw) * kLayout.feature + piece * 16;
     });
-    const int threads = static_cast<int>(blockDim.x);
-#pragma unroll 1
-    for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * 8 * K; e += threads) {
-      const int row = e % (8 * K), g = e / (8 * K), tap = row % 8;
-      const bool there = bias != nullptr && tap < K && group + g < m.groups;
-      const int64_t from = static_cast<int64_t>(group + g) * (K * K) + row / 8 * K + tap;
-      const float value = there ? widen(bias[from]) : 0.f;
+    bring_biases<K>(group, groups, bias, [&](int i, T value) {
+      const int g = i / (8 * K), row = i - g * 8 * K;
       const Spot to =
-          weights + g * kLayout.group_weight + kBiases + row / 8 * 64 + tap / 2 * 16 + tap % 2 * 4;
-      store_shared(to, value);
-      store_shared(to + 8, value);
-      if (tap < K) continue;  // rows that are no tap are zeros
-#pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece) {
-        store_shared(weights + g * kLayout.group_weight + weight_place(row, piece), uint4{0, 0, 0, 0});
-      }
-    }
+          weights + g * kLayout.group_weight + kBiases + row / 8 * 64 + row % 8 / 2 * 16 + row % 2 * 4;
+      store_shared(to, widen(value));
+      store_shared(to + 8, widen(value));
+    });
   }
 };
 
 template <typename T, int K, int kSteps>
-__global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_block(K, kSteps, 2).residents)
+__global__ void __launch_bounds__(fused_block(K, kSteps, 2).threads(), fused_block(K, kSteps, 2).residents)
     fused_strided_kernel(const __grid_constant__ FusedMarch m, const T* __restrict__ x,
                          const T* __restrict__ features, const T* __restrict__ weight,
                          const T* __restrict__ bias, const float* __restrict__ scale,
                          const float* __restrict__ shift, T* __restrict__ y) {
   using F = FusedStrided<K, kSteps>;
   constexpr int kGroups = F::kBlock.groups, kTileColumns = F::kTileColumns;
-  const int threads = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = uniform(static_cast<int>(threadIdx.x) / 32), workers = m.runs * kGroups;
   const int tile = warp / kGroups, sub = warp - tile * kGroups;
   const int columns = m.runs * kTileColumns, position = tile * kTileColumns;
   const FusedPlace at = fused_place<kGroups>(m, columns);
@@ -105,63 +93,55 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_
 
   const Spot pixels = shared_memory();
   const Spot weights = pixels + F::kLayout.ring * m.pixel_row;
-  const FusedEpilogue<kGroups> epilogue(m, weights + kGroups * F::kLayout.group_weight, scale != nullptr);
-  const Spot results =
-      weights + kGroups * F::kLayout.group_weight + FusedEpilogue<kGroups>::kBytes + warp * F::kLayout.result;
+  const FusedEpilogue<T, kGroups> epilogue(m, weights + kGroups * F::kLayout.group_weight, scale != nullptr);
+  const Spot all_results = weights + kGroups * F::kLayout.group_weight + FusedEpilogue<T, kGroups>::kBytes;
+  const Spot reduced = all_results + workers * F::kLayout.result;
+  const Spot results = all_results + warp * F::kLayout.result;
 
-  const FusedRows<kGroups * 2, 4> pixel_rows(x + image * m.height * m.width * m.channels, m.channels,
-                                             group * kFusedGroupChannels, 2 * first_column - K / 2,
-                                             2 * columns + 8, 2 * columns + K - 2, m.width, pixels,
-                                             F::kLayout.ring, m.pixel_row, threads);
-  const auto pixel_place = [&](int column) {
-    return fused_pixel_place<kGroups>(column, pixel_rows.piece * 16);
+  const FusedRows<FusedPixels<kGroups>> pixel_rows(x + image * m.height * m.width * m.channels, m.channels,
+                                                   group * kFusedGroupChannels, 2 * first_column - K / 2,
+                                                   2 * columns + 8, 2 * columns + K - 2, m.width, pixels,
+                                                   F::kLayout.ring, m.pixel_row);
+  const FusedRows<FusedFeatures<kSteps>> feature_rows(
+      features + image * m.result_height * m.result_width * m.reduced, m.reduced, 0, first_column, columns,
+      columns, m.result_width, reduced, 2 * kFusedTileRows, m.feature_row);
+  // Rows of x, kAtOnce at once, of which a step shares some with the one before; the warp is one of so many.
+  constexpr int kRows = 2 * F::kUnits, kStepRows = 2 * kFusedTileRows;
+  const auto bring = [&](auto at_once, int step, int slot, int shared, int of_warps, int warps) {
+    const int row = first_row + step * kFusedTileRows;
+    feature_rows.template bring<kFusedTileRows>(row, kFusedTileRows, step % 2 * kFusedTileRows,
+                                                m.result_height, of_warps, warps);
+    pixel_rows.template bring<decltype(at_once)::value>(2 * row - K / 2 + shared, kRows - shared,
+                                                        slot + shared, m.height, of_warps, warps);
   };
-  // Of the step whose first row of the result is `row` and meets rows of x from `slot` of the ring on: what
-  // it does not share with the step before.
-  constexpr int kStepRows = 2 * kFusedTileRows;
-  const auto bring = [&](int row, int slot, bool first) {
-    const int shared = first ? 0 : 2 * F::kUnits - kStepRows;
-    pixel_rows.bring(2 * row - K / 2 + shared, 2 * F::kUnits - shared, slot + shared, m.height, pixel_place);
-    commit_copies();
-  };
+  // At first all warps bring what there is.
+  bring(std::integral_constant<int, kRows / 2>{}, 0, 0, 0, warp, static_cast<int>(blockDim.x) / 32);
   F::bring_weights(m, group, weight, bias, weights);
+  commit_copies();
   epilogue.bring(m, group, scale, shift);
-  bring(first_row, 0, true);
-  pixel_rows.clear_outside(pixel_place);
+  wait_for_copies<0>();
+  if (warp >= workers) {
+    return bring_steps(steps, kStepRows, F::kLayout.ring, [&](int step, int slot) {
+      bring(std::integral_constant<int, kStepRows>{}, step, slot, kRows - kStepRows, warp - workers,
+            F::kBlock.copying);
+    });
+  }
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
   const int source_lane = quad * 4 + ((t - quad) & 3);  // of the pair of taps that the lane's columns meet
   const uint32_t places = fused_places(quad % 4);
   const bool upper = quad < 4;  // rows 0 and 2 of the tile, or 1 and 3
-  // A lane reads features of the tile's positions `quad` and quad + 8: of every 32 channels, 8t .. 8t + 7.
-  const int feature_column = first_column + position + quad % 4;
-  const T* const of_image = features + image * m.result_height * m.result_width * m.reduced;
-  const auto read_features = [&](int row, uint4(&read)[F::kChunks][2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int of_map = row + quad / 4 + half * 2;
-      const bool inside = of_map < m.result_height && feature_column < m.result_width;
-      const T* from =
-          of_image + (static_cast<int64_t>(of_map) * m.result_width + feature_column) * m.reduced + t * 8;
-#pragma unroll
-      for (int k = 0; k < F::kChunks; ++k) {
-        read[k][half] = uint4{0, 0, 0, 0};
-        if (inside && k * 32 + t * 8 < m.reduced) {
-          read[k][half] = *reinterpret_cast<const uint4*>(from + k * 32);
-        }
-      }
-    }
-  };
-  uint4 read[F::kChunks][2];  // of the next step
-  read_features(first_row, read);
-  // Of tap `quad`: even and odd 32 channels.
-  const int weight_lane[2] = {F::weight_place(quad, t), F::weight_place(quad, t + 4) - 64};
+  // Of the features: matrices (positions 0-7, channels 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15).
+  const int feature_lane =
+      (matrix % 2 * 2 + i / 4) * m.feature_row + FusedFeatures<kSteps>::at(position + i % 4, matrix / 2);
+  // Of the weight: channels 0-7, 8-15, 16-23, 24-31 of eight taps.
+  const int weight_lane = i * F::kLayout.feature + matrix * 16;
   // Of x: eight channels of columns k of matrices (row 2u, k 0-7), (2u, 8-15), (2u + 1, 0-7), (2u + 1, 8-15).
   const int k_of_lane = matrix % 2 * 8 + i;
-  const int pixel_lane = fused_pixel_place<kGroups>(
-                             2 * position + k_of_lane / 4 * 2 + k_of_lane % 2 + k_of_lane / 2 % 2 * 8, 0) +
-                         matrix / 2 * m.pixel_row;
+  const int pixel_lane =
+      FusedPixels<kGroups>::at(2 * position + k_of_lane / 4 * 2 + k_of_lane % 2 + k_of_lane / 2 % 2 * 8, 0) +
+      matrix / 2 * m.pixel_row;
   const int pixel_now = pixel_lane ^ sub * 32;
   // Results: 16 positions x 32 bytes, whose halves are swapped for every other four positions.
   const int result_to = (matrix / 2 * 8 + i) * 32 + ((matrix ^ i >> 2) & 1) * 16;
@@ -176,20 +156,13 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     const int first_of_step = first_row + step * kFusedTileRows;
-    wait_for_copies<0>();
     meet();
-    if (step + 1 < steps) bring(first_of_step + kFusedTileRows, first_slot + kStepRows, false);
 
+    if (group + sub >= m.groups) continue;
     uint32_t of_tile[kSteps][4];
+    const Spot rows = reduced + step % 2 * kFusedTileRows * m.feature_row + feature_lane;
 #pragma unroll
-    for (int k = 0; k < F::kChunks; ++k) {
-      const uint4 low = read[k][0], high = read[k][1];
-      of_tile[2 * k][0] = low.x, of_tile[2 * k][1] = high.x;
-      of_tile[2 * k][2] = low.y, of_tile[2 * k][3] = high.y;
-      of_tile[2 * k + 1][0] = low.z, of_tile[2 * k + 1][1] = high.z;
-      of_tile[2 * k + 1][2] = low.w, of_tile[2 * k + 1][3] = high.w;
-    }
-    if (step + 1 < steps) read_features(first_of_step + kFusedTileRows, read);
+    for (int k = 0; k < kSteps; ++k) load_matrices<4, false>(of_tile[k], rows + k * 32);
     int unit_rows[F::kUnits];
 #pragma unroll
     for (int u = 0; u < F::kUnits; ++u) {
@@ -198,7 +171,6 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_
     }
     first_slot += kStepRows;
     if (first_slot >= F::kLayout.ring) first_slot -= F::kLayout.ring;
-    if (group + sub >= m.groups) continue;
 
     uint32_t band[2][K];  // the lane's pair of taps by kernel row: of rows 0-1 and 2-3 of the tile
     const auto make_band = [&](int kh) {
@@ -206,10 +178,10 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_
       float d[4] = {begin.x, begin.y, begin.z, begin.w};
 #pragma unroll
       for (int k = 0; k < F::kChunks; ++k) {
-        const uint4 taps =
-            load_shared<uint4>(group_weights + kh * 8 * F::kLayout.weight_row + weight_lane[k % 2] + k * 64);
-        multiply_add(d, of_tile[2 * k], taps.x, taps.y, T{});
-        multiply_add(d, of_tile[2 * k + 1], taps.z, taps.w, T{});
+        uint32_t taps[4];
+        load_matrices<4, false>(taps, group_weights + kh * 8 * F::kLayout.feature + weight_lane + k * 64);
+        multiply_add(d, of_tile[2 * k], taps[0], taps[1], T{});
+        multiply_add(d, of_tile[2 * k + 1], taps[2], taps[3], T{});
       }
       band[0][kh] = __shfl_sync(0xffffffffu, pack(d[0], d[1], T{}), source_lane);
       band[1][kh] = __shfl_sync(0xffffffffu, pack(d[2], d[3], T{}), source_lane);
@@ -238,9 +210,9 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_
       for (int c = 0; c < 2; ++c) multiply_add_sparse(sums[c], taps, source[c], places, T{});
     }
 
+    const auto factors = epilogue.factors(sub * kFusedGroupChannels + 2 * t);
     const auto rounded = [&](int octet, int first) {
-      return epilogue.rounded(sums[octet][first], sums[octet][first + 1],
-                              sub * kFusedGroupChannels + octet * 8 + 2 * t, T{});
+      return epilogue.rounded(sums[octet][first], sums[octet][first + 1], factors, octet);
     };
     store_matrices(results + result_to, rounded(0, 0), rounded(1, 0), rounded(0, 2), rounded(1, 2));
     __syncwarp();
@@ -250,7 +222,6 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).most_threads, fused_
     }
     __syncwarp();
   }
-  wait_for_copies<0>();  // nothing is left to come
 }
 
 }  // namespace involution

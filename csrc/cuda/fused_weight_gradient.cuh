@@ -36,7 +36,6 @@ template <int kSteps>
 struct FusedWeightGradient {
   static constexpr FusedBackwardBlock kBlock = fused_backward_block(FusedGradient::kWeight, kSteps);
   static constexpr FusedBackwardLayout kLayout = fused_backward_layout(FusedGradient::kWeight, kSteps);
-  static constexpr int kPixelPieces = kBlock.groups * 2, kFeaturePieces = kSteps * 2;  // of 16 bytes
   static constexpr int kReduced = kSteps * 16;     // sums of a tap; the bias's is behind them
   static constexpr int kTap = (kReduced + 1) * 4;  // their bytes
 };
@@ -64,28 +63,27 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kWeight, k
   const Spot gradients = pixels + kRing * m.pixel_row;
   const Spot reduced = gradients + 2 * kRows * m.gradient_row;
 
-  FusedRows<F::kPixelPieces, 4> pixel_rows(x + at.image * map * m.channels, m.channels,
-                                           at.group * kFusedGroupChannels, at.first_column - kFusedReach,
-                                           columns + 8, columns + kFusedHalo, m.width, pixels, kRing,
-                                           m.pixel_row, threads);
-  FusedRows<F::kPixelPieces, 4> gradient_rows(
-      dy + at.image * map * m.channels, m.channels, at.group * kFusedGroupChannels, at.first_column, columns,
-      columns, m.width, gradients, 2 * kRows, m.gradient_row, threads);
-  FusedRows<F::kFeaturePieces, 4> feature_rows(features + at.image * map * m.reduced, m.reduced, at.reduced,
-                                               at.first_column, columns, columns, m.width, reduced, 2 * kRows,
-                                               m.feature_row, threads);
-  const auto pixel_place = [&](int column) {
-    return fused_dense_place<kGroups>(column, pixel_rows.piece * 16);
-  };
-  const auto feature_place = [&](int column) { return column * kFeature + feature_rows.piece * 16; };
+  using Columns = FusedNeighbours<kGroups>;
+  FusedRows<Columns> pixel_rows(x + at.image * map * m.channels, m.channels, at.group * kFusedGroupChannels,
+                                at.first_column - kFusedReach, columns + 8, columns + kFusedHalo, m.width,
+                                pixels, kRing, m.pixel_row);
+  FusedRows<Columns> gradient_rows(dy + at.image * map * m.channels, m.channels,
+                                   at.group * kFusedGroupChannels, at.first_column, columns, columns, m.width,
+                                   gradients, 2 * kRows, m.gradient_row);
+  FusedRows<FusedFeatures<kSteps>> feature_rows(features + at.image * map * m.reduced, m.reduced, at.reduced,
+                                                at.first_column, columns, columns, m.width, reduced,
+                                                2 * kRows, m.feature_row);
+  // Each tensor's rows go to other warps.
+  const int warps = threads / 32, last_warp = warps - 1 - warp;
+  const int middle_warp = (warp + warps / 2) % warps;
   int next_step = 0, next_slot = 0;  // of the image, and of the ring of x
   const auto bring = [&](int step) {
     const bool first = next_step == 0;
     const int row = at.first_row + next_step * kRows, slot = step % 2 * kRows;
     const int shared = first ? 0 : kFusedHalo, rows = kFusedHalo + kRows - shared;
-    pixel_rows.bring(row - kFusedReach + shared, rows, next_slot, m.height, pixel_place);
-    gradient_rows.bring(row, kRows, slot, m.height, pixel_place);
-    feature_rows.bring(row, kRows, slot, m.height, feature_place);
+    pixel_rows.template bring<2>(row - kFusedReach + shared, rows, next_slot, m.height, warp, warps);
+    gradient_rows.template bring<2>(row, kRows, slot, m.height, middle_warp, warps);
+    feature_rows.template bring<2>(row, kRows, slot, m.height, last_warp, warps);
     commit_copies();
     next_slot = (next_slot + rows) % kRing;
     if (++next_step < at.steps) return;
@@ -95,20 +93,15 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kWeight, k
     feature_rows.advance(map * m.reduced * 2);
   };
   bring(0);
-  pixel_rows.clear_outside(pixel_place);
-  gradient_rows.clear_outside(pixel_place);
-  feature_rows.clear_outside(feature_place);
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
   const bool first_even = quad >= 2 * t, first_odd = quad >= 2 * t + 1;  // of columns j and j + 8
   const int even_source = ((quad + 2 * t) & 7) * 4 + t, odd_source = ((quad + 2 * t + 1) & 7) * 4 + t;
   // Of x: matrices (columns 0-7, channels 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15).
-  const int pixel_lane =
-      fused_dense_place<kGroups>(position + matrix % 2 * 8 + i, sub * 32 + matrix / 2 * 16);
+  const int pixel_lane = Columns::at(position + matrix % 2 * 8 + i, sub * 2 + matrix / 2);
   // Of dy: (row y, channels 0-7), (y, 8-15), (y + 1, 0-7), (y + 1, 8-15).
-  const int gradient_lane =
-      matrix / 2 * m.gradient_row + fused_dense_place<kGroups>(position + i, sub * 32 + matrix % 2 * 16);
+  const int gradient_lane = matrix / 2 * m.gradient_row + Columns::at(position + i, sub * 2 + matrix % 2);
   // Of the features: (even positions of rows y and y + 1 by turns, channels 0-7), (even, 8-15), (odd, 0-7),
   // (odd, 8-15).
   const int feature_lane =

@@ -7,13 +7,19 @@
 
 namespace involution {
 
+inline dim3 grid_of(const FusedPlan& plan) {
+  const FusedMarch& m = plan.march;
+  return {static_cast<unsigned>(m.packs * m.strips), static_cast<unsigned>(m.chunks),
+          static_cast<unsigned>(plan.images)};
+}
+
 template <typename T>
 cudaError_t launch_fused(const FusedPlan& plan, const FusedOperands<T>& operands, cudaStream_t stream) {
   const auto run = [&](auto kernel) {
-    return launch_kernel(kernel, dim3(static_cast<unsigned>(plan.blocks)),
-                         static_cast<unsigned>(plan.threads), static_cast<size_t>(plan.shared_bytes), stream,
-                         plan.march, operands.x, operands.features, operands.weight, operands.bias,
-                         operands.scale, operands.shift, operands.y);
+    return launch_kernel(kernel, grid_of(plan), static_cast<unsigned>(plan.threads),
+                         static_cast<size_t>(plan.shared_bytes), stream, plan.march, operands.x,
+                         operands.features, operands.weight, operands.bias, operands.scale, operands.shift,
+                         operands.y);
   };
   const auto of_size = [&](auto k) {
     constexpr int K = decltype(k)::value;

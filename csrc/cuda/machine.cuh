@@ -57,15 +57,14 @@ __device__ __forceinline__ void copy_async(Spot to, const void* from) {
   }
 }
 
-// 16 bytes likewise where `inside`, else zeros. (cp.async can fill with zeros itself, but in a form that
-// takes the compiler four instructions more.)
+// 16 bytes likewise where `inside`, else zeros, and then `from` may be anything. The compiler makes one
+// instruction of it, where a copy behind a condition is a branch with nine; in front of the first copy behind
+// any branch it puts three that do nothing.
 __device__ __forceinline__ void copy_or_clear(Spot to, const void* from, bool inside) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
-      " @!p st.shared.v4.u32 [%0], {%3, %3, %3, %3}; }"
-      :
-      : "r"(to), "l"(from), "r"(static_cast<unsigned>(inside)), "r"(0)
-      : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+               :
+               : "r"(to), "l"(from), "r"(inside ? 16 : 0)
+               : "memory");
 }
 
 // Ends a group of this thread's copies.
@@ -110,6 +109,12 @@ template <>
 __device__ __forceinline__ uint2 load_shared(Spot at) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at) : "memory");
+  return v;
+}
+template <>
+__device__ __forceinline__ float2 load_shared(Spot at) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
   return v;
 }
 template <>
@@ -297,15 +302,15 @@ __device__ __forceinline__ uint32_t pack(float low, float high, BFloat16) {
   return out;
 }
 
-// The same, with zeros for negative values.
-__device__ __forceinline__ uint32_t pack_positive(float low, float high, Float16) {
+// The larger of two pairs of numbers each; NaN where one of them is.
+__device__ __forceinline__ uint32_t larger(uint32_t a, uint32_t b, Float16) {
   uint32_t out;
-  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
   return out;
 }
-__device__ __forceinline__ uint32_t pack_positive(float low, float high, BFloat16) {
+__device__ __forceinline__ uint32_t larger(uint32_t a, uint32_t b, BFloat16) {
   uint32_t out;
-  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
   return out;
 }
 

@@ -15,17 +15,9 @@
 
 #include <cstdint>
 
-namespace involution {
+#include "divisor.h"
 
-// A number that the kernels divide by, as what they multiply with instead (quotient() in place.cuh): a
-// division is some 20 instructions, a block begins with a dozen of them, and small maps are mostly
-// beginnings. For 0 <= value and value * divisor < 2^31.
-struct Divisor {
-  uint32_t multiplier;  // ceil(2^31 / divisor)
-};
-inline Divisor divisor(int64_t value) {
-  return {static_cast<uint32_t>(((int64_t{1} << 31) + value - 1) / value)};
-}
+namespace involution {
 
 // Threads of a block, at most. 640 are 14 warps that compute (7 runs of 64 channels) and 6 that copy, with 96
 // registers each; the 49 sums of a thread of the float32 correlation need more.

@@ -20,10 +20,6 @@ struct Place {
   int batch;
 };
 
-__device__ __forceinline__ int quotient(int value, Divisor divisor) {
-  return static_cast<int>(multiply_high(static_cast<uint32_t>(value) * 2, divisor.multiplier));
-}
-
 __device__ __forceinline__ Place place_of(const March& m) {
   Place at;
   at.strip = quotient(blockIdx.x, m.by_packs);
@@ -39,8 +35,6 @@ __device__ __forceinline__ int next_in_ring(int at, int row, int ring) {
   at += row;
   return at == ring ? 0 : at;
 }
-
-__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 
 // A row divided by the stride, rounded down or up. `row` is no less than -kernel[1].
 __device__ __forceinline__ int divided_row(const March& m, int row) {

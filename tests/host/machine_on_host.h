@@ -147,10 +147,8 @@ void copy_async(Spot to, const void* from) {
 }
 
 inline void copy_or_clear(Spot to, const void* from, bool inside) {
-  if (inside) return copy_async<16>(to, from);
-  machine_on_host::check_aligned(to, 16, "zeros in shared memory");
-  machine_on_host::check_write(to, 16);
-  std::memset(to, 0, 16);
+  alignas(16) static const unsigned char zeros[16] = {};
+  copy_async<16>(to, inside ? from : zeros);
 }
 
 inline void commit_copies() {
@@ -365,8 +363,13 @@ uint32_t pack(float low, float high, T) {
 }
 
 template <typename T>
-uint32_t pack_positive(float low, float high, T) {
-  return pack(low < 0 ? 0.f : low, high < 0 ? 0.f : high, T{});
+uint32_t larger(uint32_t a, uint32_t b, T) {
+  const auto of_half = [&](int shift) {
+    const auto bits = [&](uint32_t pair) { return static_cast<uint16_t>(pair >> shift); };
+    const float x = widen(T{bits(a)}), y = widen(T{bits(b)});
+    return x > y || x != x ? x : y;  // a NaN in y is not less than x
+  };
+  return pack(of_half(0), of_half(16), T{});
 }
 
 inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {

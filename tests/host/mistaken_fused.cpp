@@ -34,11 +34,10 @@ bool right(Kernel kernel) {
   if (plan.reason != nullptr || plan.march.chunks != 1) return false;
   const BFloat16* const no_bias = nullptr;
   const float* const no_factors = nullptr;
-  const cudaError_t error =
-      launch_kernel(kernel, dim3(static_cast<unsigned>(plan.blocks)), static_cast<unsigned>(plan.threads),
-                    static_cast<size_t>(plan.shared_bytes), nullptr, plan.march,
-                    static_cast<const BFloat16*>(x.data()), static_cast<const BFloat16*>(h.data()),
-                    static_cast<const BFloat16*>(w.data()), no_bias, no_factors, no_factors, y.data());
+  const cudaError_t error = launch_kernel(
+      kernel, grid_of(plan), static_cast<unsigned>(plan.threads), static_cast<size_t>(plan.shared_bytes),
+      nullptr, plan.march, static_cast<const BFloat16*>(x.data()), static_cast<const BFloat16*>(h.data()),
+      static_cast<const BFloat16*>(w.data()), no_bias, no_factors, no_factors, y.data());
   if (error != cudaSuccess) return false;
 
   for (int p = 0; p < kOut; ++p) {
