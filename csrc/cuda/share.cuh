@@ -62,10 +62,12 @@ __device__ __forceinline__ void copy_pieces(Spot to, Bytes from, int pitch, unsi
 #pragma unroll
     for (int i = 0; i < kTurnsAtOnce; ++i, to += pitch, from += stride) copy_piece<kPhased, kBytes>(to, from);
   }
-#pragma unroll
-  for (int i = 0; i + 1 < kTurnsAtOnce; ++i, to += pitch, from += stride) {
-    if (i < turns) copy_piece<kPhased, kBytes>(to, from);
+  if (turns >= 2) {
+    copy_piece<kPhased, kBytes>(to, from);
+    copy_piece<kPhased, kBytes>(to + pitch, from + stride);
+    to += 2 * pitch, from += 2 * stride;
   }
+  if (turns % 2 != 0) copy_piece<kPhased, kBytes>(to, from);
 }
 
 // Elements of two bytes have no asynchronous copy: many are loaded before the first is stored.
