@@ -24,6 +24,7 @@ from benchmarks import machine_code, resources
 
 MARCHING = ("involution", "involution_transpose", "local_correlation")
 FUSED = "fused_involution"
+GRADIENTS = ("fused_input_gradient", "fused_features_gradient", "fused_weight_gradient")
 # Channels, width of the input and stride, with 16 channels a group, 7x7 kernels and a batch of 32.
 SHAPES = ((64, 56, 1), (128, 28, 1), (256, 14, 1), (512, 7, 1), (128, 56, 2), (256, 28, 2), (512, 14, 2))
 BATCH = 32
@@ -33,8 +34,11 @@ SHARED_KIB = 227
 # The fused kernels for 7x7 windows: of up to 16 * steps reduced channels.
 FUSED_KERNELS = """\
 #include "launch_fused.cuh"
+#include "launch_fused_backward.cuh"
 namespace involution {{
 {0}
+template cudaError_t launch_fused_backward(const FusedBackwardPlan&, const FusedBackwardOperands<BFloat16>&,
+                                           cudaStream_t);
 }}
 """
 FUSED_KERNEL = (
@@ -92,6 +96,9 @@ class Launch:
                 self.stride,
                 *device,
             )
+        if self.operation in GRADIENTS:
+            of = GRADIENTS.index(self.operation)
+            return "fused_gradient", of, BATCH, self.channels, self.channels // 4, self.width, *device
         kind = (MARCHING.index(self.operation), 2 if self.half else 4, int(self.channels_last))
         return (*kind, BATCH, self.channels, self.channels // 16, self.width, 7, self.stride, *device)
 
@@ -99,6 +106,8 @@ class Launch:
         """What the compiler calls it."""
         if self.operation == FUSED:
             return f"fused_{'strided_' if self.stride == 2 else ''}kernel<BFloat16, 7, {plan['steps']}>"
+        if self.operation in GRADIENTS:
+            return f"{self.operation}_kernel<BFloat16, {plan['steps']}>"
         operation = MARCHING.index(self.operation)
         if self.half:
             last = str(self.channels_last).lower()
@@ -113,6 +122,8 @@ def launches() -> Iterator[Launch]:
     for operation, half, channels_last in itertools.product(MARCHING, (True, False), (True, False)):
         yield from (Launch(operation, half, channels_last, *shape) for shape in SHAPES)
     yield from (Launch(FUSED, True, True, *shape) for shape in SHAPES)
+    for gradient in GRADIENTS:
+        yield from (Launch(gradient, True, True, *shape) for shape in SHAPES if shape[2] == 1)
 
 
 @dataclass(frozen=True)

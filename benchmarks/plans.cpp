@@ -6,12 +6,15 @@
 // are aligned, and padded by half the kernel. Likewise of the fused layer, for 16-bit elements:
 //
 //   plans fused BATCH CHANNELS REDUCED SIDE KERNEL STRIDE MULTIPROCESSORS KIB
+//   plans fused_gradient OF BATCH CHANNELS REDUCED SIDE MULTIPROCESSORS KIB
+//
+// OF is 0 for the gradient of the input, 1 of the features, 2 of weight and bias; these are for 7x7 kernels.
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
-#include "cuda/fused_plan.h"
+#include "cuda/fused_backward_plan.h"
 #include "cuda/plan.h"
 
 namespace {
@@ -26,6 +29,13 @@ void print_march(const March& march) {
   std::printf("\n");
 }
 
+template <typename OfFused>
+void print_fused(const OfFused& plan) {
+  std::printf("%s\nblocks: %lld\nthreads: %d\nsteps: %d\n", describe(plan).c_str(),
+              static_cast<long long>(plan.blocks), plan.threads, plan.steps);
+  print_march(plan.march);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -36,10 +46,17 @@ int main(int argc, char** argv) {
     const int64_t side = number(5), kernel = number(6), stride = number(7);
     const FusedProblem p{number(2), number(3), 16, number(4), side, side, {kernel, kernel}, {stride, stride}};
     const FusedPlan plan = make_fused_plan(p, limits);
-    std::printf("%s\nblocks: %lld\nthreads: %d\nsteps: %d\ngrid: %d %d %lld\n", describe(plan).c_str(),
-                static_cast<long long>(plan.blocks), plan.threads, plan.steps,
-                plan.march.packs * plan.march.strips, plan.march.chunks, static_cast<long long>(plan.images));
-    print_march(plan.march);
+    print_fused(plan);
+    std::printf("grid: %d %d %lld\n", plan.march.packs * plan.march.strips, plan.march.chunks,
+                static_cast<long long>(plan.images));
+    return 0;
+  }
+  if (argc == 9 && std::strcmp(argv[1], "fused_gradient") == 0) {
+    const DeviceLimits limits{number(8) * 1024, (number(8) + 1) * 1024, number(7)};
+    const FusedProblem p{number(3), number(4), 16, number(5), number(6), number(6), {7, 7}, {1, 1}};
+    const auto plan = make_fused_backward_plan(static_cast<FusedGradient>(number(2)), p, limits);
+    print_fused(plan);
+    std::printf("grid: %lld 1 1\n", static_cast<long long>(plan.blocks));
     return 0;
   }
   if (argc != 12) return 2;

@@ -172,9 +172,8 @@ def build_plans(folder: Path) -> Path:
     """The program that says how a launch is cut up (plans.cpp)."""
     program = folder / "plans"
     sources = [str(SOURCES.parent.parent / "benchmarks" / "plans.cpp")]
-    sources += [
-        str(SOURCES / name) for name in ("plan.cpp", "layout.cpp", "layout_rows.cpp", "fused_plan.cpp")
-    ]
+    names = ("plan.cpp", "layout.cpp", "layout_rows.cpp", "fused_plan.cpp", "fused_backward_plan.cpp")
+    sources += [str(SOURCES / name) for name in names]
     compiler = os.environ.get("CXX", "c++")
     subprocess.run([compiler, "-std=c++17", f"-I{SOURCES.parent}", *sources, "-o", str(program)], check=True)
     return program

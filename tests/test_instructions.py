@@ -53,13 +53,14 @@ def counter(tmp_path_factory: pytest.TempPathFactory) -> instructions.Counter:
 
 FIRST, LAST, STRIDED = (64, 56, 1), (512, 7, 1), (128, 56, 2)
 INVOLUTION, TRANSPOSE, CORRELATION = instructions.MARCHING
+INPUT_GRADIENT, FEATURES_GRADIENT, WEIGHT_GRADIENT = instructions.GRADIENTS
 
 
 # A position and group of RedNet's first and last shape, and of one with a stride; a twentieth more than there are.
 @pytest.mark.parametrize(
     ("launch", "most"),
     [
-        (instructions.Launch(INVOLUTION, True, True, *FIRST), 18),
+        (instructions.Launch(INVOLUTION, True, True, *FIRST), 17.7),
         (instructions.Launch(INVOLUTION, True, True, *LAST), 32),
         (instructions.Launch(INVOLUTION, True, True, *STRIDED), 35),
         (instructions.Launch(TRANSPOSE, True, True, *FIRST), 22),
@@ -77,6 +78,9 @@ INVOLUTION, TRANSPOSE, CORRELATION = instructions.MARCHING
         (instructions.Launch(instructions.FUSED, True, True, *FIRST), 13),
         (instructions.Launch(instructions.FUSED, True, True, *LAST), 36),
         (instructions.Launch(instructions.FUSED, True, True, *STRIDED), 27),
+        (instructions.Launch(INPUT_GRADIENT, True, True, *FIRST), 19),
+        (instructions.Launch(FEATURES_GRADIENT, True, True, *FIRST), 25.5),
+        (instructions.Launch(WEIGHT_GRADIENT, True, True, *FIRST), 14),
     ],
     ids=lambda value: value.name if isinstance(value, instructions.Launch) else None,
 )

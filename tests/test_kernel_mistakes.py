@@ -69,8 +69,8 @@ FUSED_MISTAKES = {
     "fused, none": ("fused.cuh", "", "", "fused right, strided right"),
     "fused, rows before the barrier": (
         "fused_rows.cuh",
-        "    meet();\n    slot += step_rows;\n    if (slot >= ring) slot -= ring;\n    bring(step, slot);\n",
-        "    slot += step_rows;\n    if (slot >= ring) slot -= ring;\n    bring(step, slot);\n    meet();\n",
+        "    meet();\n    bring(step);\n",
+        "    bring(step);\n    meet();\n",
         "a race",
     ),
     "fused, no wait": (

@@ -9,7 +9,7 @@
 //   S = 1   2 LDS of two bytes, 2 PRMT, 1 HMMA, 1 LDSM
 //   S = 2   2 LDS of two bytes, 3 PRMT, 2 HMMA, 2 LDSM
 //
-// At K = 7 a whole block executes 18 a position and group of 16 channels on a map of 64x56x56, copies and
+// At K = 7 a whole block executes 17 a position and group of 16 channels on a map of 64x56x56, copies and
 // all; 31 on one of 512x7x7 (python -m benchmarks.instructions; channels_last, as in the following files).
 #pragma once
 

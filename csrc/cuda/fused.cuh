@@ -86,9 +86,11 @@ struct Fused {
                                                        const T* bias, Spot weights) {
     const int groups = smaller(m.groups - group, kBlock.groups);
     const Spot first_tap = weights + kLayout.feature;
-    bring_taps<K, kFeaturePieces>(m, group, groups, weight, [&](int g, int kh, int kw, int piece) {
-      return first_tap + (g * 8 * K + kh * 8 + kw) * kLayout.feature + piece * 16;
-    });
+    bring_taps<K, 0, K, kFeaturePieces>(weight, m.reduced, m.reduced, group, groups, threadIdx.x, blockDim.x,
+                                        [&](int g, int kh, int kw, int piece) {
+                                          return first_tap + (g * 8 * K + kh * 8 + kw) * kLayout.feature +
+                                                 piece * 16;
+                                        });
     const auto thread = static_cast<int>(threadIdx.x);
     if (thread <= kFeaturePieces) store_shared(weights + thread * 16, uint4{0, 0, 0, 0});
     // Of eight more columns the first is for positions 0-7 of a product and the second for 8-15.
@@ -210,25 +212,28 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).threads(), fused_blo
   const FusedRows<FusedFeatures<kSteps>> feature_rows(features + image * m.reduced, m.reduced, 0,
                                                       first_column, columns, columns, m.width, reduced,
                                                       2 * kFusedTileRows, m.feature_row);
-  // Rows of x, kAtOnce at once, of which a step shares some with the one before; the warp is one of so many.
+  // What a step does not share with the one before, which are all rows of the first; `at_once` of x are
+  // brought at once. The warp is one of so many.
   constexpr int kRows = kFusedTileRows + K - 1;
-  const auto bring = [&](auto at_once, int step, int slot, int shared, int of_warps, int warps) {
+  int slot = 0;  // of the ring
+  const auto bring = [&](int step, int shared, auto at_once, int of_warps, int warps) {
     const int row = first_row + step * kFusedTileRows;
     feature_rows.template bring<kFusedTileRows>(row, kFusedTileRows, step % 2 * kFusedTileRows, m.height,
                                                 of_warps, warps);
-    pixel_rows.template bring<decltype(at_once)::value>(row - K / 2 + shared, kRows - shared, slot + shared,
-                                                        m.height, of_warps, warps);
+    pixel_rows.template bring<decltype(at_once)::value>(row - K / 2 + shared, kRows - shared, slot, m.height,
+                                                        of_warps, warps);
+    slot += kRows - shared;
+    if (slot >= F::kLayout.ring) slot -= F::kLayout.ring;
   };
   // At first all warps bring what there is.
-  bring(std::integral_constant<int, kRows / 2>{}, 0, 0, 0, warp, static_cast<int>(blockDim.x) / 32);
+  bring(0, 0, std::integral_constant<int, kRows / 2>{}, warp, static_cast<int>(blockDim.x) / 32);
   F::bring_weights(m, group, weight, bias, weights);
   commit_copies();
   epilogue.bring(m, group, scale, shift);
   wait_for_copies<0>();
   if (warp >= workers) {
-    return bring_steps(steps, kFusedTileRows, F::kLayout.ring, [&](int step, int slot) {
-      bring(std::integral_constant<int, kFusedTileRows>{}, step, slot, K - 1, warp - workers,
-            F::kBlock.copying);
+    return bring_steps(steps, [&](int step) {
+      bring(step, K - 1, std::integral_constant<int, kFusedTileRows>{}, warp - workers, F::kBlock.copying);
     });
   }
 

@@ -48,7 +48,7 @@ class Search {
           if (images > 1 && ceil_div(m.batch, images) == ceil_div(m.batch, images - 1)) continue;
           const FusedBackwardPlan candidate = cut(runs, chunks, images);
           if (candidate.march.chunks != chunks) continue;  // the rows do not come out at so many
-          if (candidate.threads > block_.most_threads) continue;
+          if (candidate.threads > block_.threads()) continue;
           if (candidate.shared_bytes > limits_.shared_memory_per_block) continue;
           const double cost = cost_of(candidate);
           if (!found || cost < least * 0.999) least = cost, plan_ = candidate, found = true;
@@ -92,21 +92,22 @@ class Search {
         results = int64_t{tiles} * block_.groups * layout_.warp;
         break;
     }
-    plan.threads = tiles * block_.groups * 32;
+    plan.threads = (tiles * block_.groups + block_.copying) * 32;
     plan.shared_bytes = std::max(rings, results);  // these take the place of those
     plan.parts = int64_t{m.strips} * m.chunks * ceil_div(m.batch, images);
     plan.blocks = plan.parts * m.packs * m.slices;
     return plan;
   }
 
-  // Instructions as they are in the compiled loops: those of a warp for 32 positions of a group, 20 to copy
-  // 32 pieces of 16 bytes, and 37 of every warp to go on to the next four rows that are copied.
+  // Instructions as they are in the compiled loops: those of a warp for 32 positions of a group, 10 to copy
+  // 32 pieces of 16 bytes, 37 of every warp that copies to go on to the next four rows, and those of a
+  // weight's sums at the end.
   double cost_of(const FusedBackwardPlan& plan) const {
     const FusedBackwardMarch& m = plan.march;
     const double columns = m.runs * block_.tile_columns, rows = m.chunk_rows, steps = plan.steps;
     const double map = columns * rows, halo = (columns + 8) * (rows + kFusedBackwardSize - 1);
     const double pixel = layout_.pixel;
-    double computing = 0, copied = 0, written = 0, fours = 0, turns = 1;
+    double computing = 0, copied = 0, written = 0, fours = 0, turns = 1, at_end = 0;
     switch (plan.gradient) {
       case FusedGradient::kInput:
         computing = plan.steps == 1 ? 287 : 255 + 78 * steps;
@@ -124,13 +125,15 @@ class Search {
         computing = 287;
         copied = halo * pixel + map * (pixel + 32 * steps), fours = 3 * rows / 4;
         written = block_.groups * 49. * 16 * steps * 6;
+        at_end = block_.groups * 49. * steps / 2 * (24 + 4 * m.runs);
         break;
     }
-    const double of_warp = computing * map * block_.groups / plan.threads + 37 * fours;
-    const double instructions = turns * (of_warp * plan.threads / 32 + copied / 512 * 20);
+    const double warps = plan.threads / 32., copying = block_.copying > 0 ? block_.copying : warps;
+    const double instructions =
+        turns * (computing * map * block_.groups / 32 + 37 * fours * copying + copied / 512 * 10) + at_end;
     // One block adds up the parts of 16 and more, which takes it so long for each.
     const double sums = plan.gradient == FusedGradient::kWeight ? static_cast<double>(plan.parts) * 2.5 : 0;
-    return launch_cost({plan.blocks, plan.threads, plan.shared_bytes, block_.most_threads, instructions,
+    return launch_cost({plan.blocks, plan.threads, plan.shared_bytes, block_.threads(), instructions,
                         turns * 0.85 * copied + written},
                        limits_) +
            sums;
@@ -184,11 +187,11 @@ std::string describe(const FusedBackwardPlan& plan) {
   }
   const FusedBackwardMarch& m = plan.march;
   const FusedBackwardBlock block = fused_backward_block(plan.gradient, plan.steps);
-  text << plan.blocks << " blocks of " << plan.threads / 32 << " warps and " << plan.shared_bytes
-       << " bytes; " << block.groups << " groups at once, " << m.strips << " strips of "
-       << m.runs * block.tile_columns << " columns, " << m.chunks << " chunks of " << m.chunk_rows
-       << " rows, " << m.images << " images; reduced channels in " << m.slices << " slices of " << plan.steps
-       << " steps of 16";
+  text << plan.blocks << " blocks of " << plan.threads / 32 - block.copying << " + " << block.copying
+       << " warps and " << plan.shared_bytes << " bytes; " << block.groups << " groups at once, " << m.strips
+       << " strips of " << m.runs * block.tile_columns << " columns, " << m.chunks << " chunks of "
+       << m.chunk_rows << " rows, " << m.images << " images; reduced channels in " << m.slices
+       << " slices of " << plan.steps << " steps of 16";
   return text.str();
 }
 

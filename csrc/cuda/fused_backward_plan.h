@@ -17,14 +17,17 @@ constexpr int kFusedBackwardSize = 7;  // of the windows
 struct FusedBackwardBlock {
   int groups;        // at once
   int tile_columns;  // of a warp's tile, which has kFusedTileRows rows
-  int most_threads;
-  int most_steps;  // where there are more reduced channels, blocks have slices of them
+  int most_threads;  // that compute
+  int copying;       // warps that bring rows, beside these; 0: all warps do
+  int most_steps;    // where there are more reduced channels, blocks have slices of them
+
+  constexpr int threads() const { return most_threads + copying * 32; }
 };
 
 constexpr FusedBackwardBlock fused_backward_block(FusedGradient gradient, int steps) {
-  if (gradient == FusedGradient::kInput) return {4, steps == 1 ? 16 : 8, 512, 8};
-  if (gradient == FusedGradient::kFeatures) return {steps == 4 ? 4 : 2, 8, 512, 4};
-  return {2, 8, steps == 1 ? 512 : 384, 2};
+  if (gradient == FusedGradient::kInput) return {4, steps == 1 ? 16 : 8, 512, 0, 8};
+  if (gradient == FusedGradient::kFeatures) return {steps == 4 ? 4 : 2, 8, 448, 2, 4};
+  return {2, 8, steps == 1 ? 448 : 320, 2, 2};
 }
 
 // How a block lies in shared memory, in bytes but for `ring`. The kernels and the plan have it from here.

@@ -5,8 +5,9 @@
 //
 // A block owns a strip of columns, a chunk of rows of one image and a slice of the reduced channels, and goes
 // through all groups, a pack at a time: x with a halo of 3, dy and the weights of a pack come by asynchronous
-// copies, a pack ahead. A warp owns a tile of 4 rows and 8 columns and one group of each pack; the warps that
-// share a tile add their sums up in shared memory at the end, in order. For each row of x that a tile meets:
+// copies, a pack ahead, from two warps that do nothing else. Each other warp owns a tile of 4 rows and 8
+// columns and one group of each pack; the warps that share a tile add their sums up in shared memory at the
+// end, in order. For each row of x that a tile meets:
 //
 //   1. dk     D[16 positions x 8 columns] = dy (16 x 16 channels) * x^T, for rows 2P and 2P + 1 of the tile and
 //             two sets of columns, j = 0..15 from 3 left of the tile: tap kw = j - n of position n. Of columns j
@@ -17,8 +18,8 @@
 //   3. sums   D[16 positions x 8 reduced channels] += A (16 x 16 taps) * weight, whose rows lie in the order of
 //             these pairs, with zeros for kh = 7 and kw = 7.
 //
-// Warp instructions of 32 positions and a group at R = 16: 48 HMMA, 16 LDSM, 32 SHFL, 32 F2FP; 8.0 a position
-// without those of the copies.
+// Warp instructions of 32 positions and a group at R = 16: 48 HMMA, 16 LDSM, 32 SHFL, 32 F2FP.
+// A whole block executes 24 a position on a map of 64x56x56 (python -m benchmarks.instructions).
 //
 // Besides what it needs, a position multiplies by zero what is in column +4 (even columns) or -4 of x, and
 // makes NaN of a NaN or infinity there.
@@ -39,24 +40,19 @@ struct FusedFeaturesGradient {
   // Row 16*(kh/2) + 8*(kw%2) + 2*(kw/2) + kh%2 of a group's weight is tap (kh, kw), the others are zeros.
   template <typename T>
   static __device__ __forceinline__ void bring_weights(const FusedBackwardMarch& m, int group, int reduced,
-                                                       const T* weight, Spot weights) {
-    constexpr int kTaps = kFusedBackwardSize * kFusedBackwardSize;
-    const int threads = static_cast<int>(blockDim.x);
-#pragma unroll 1
-    for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * 64 * kWeightPieces; e += threads) {
-      const int piece = e % kWeightPieces, row = e / kWeightPieces % 64, g = group + e / kWeightPieces / 64;
-      const int kh = row / 16 * 2 + row % 2, kw = row % 8 / 2 * 2 + row / 8 % 2;
-      const bool there = kh < kFusedBackwardSize && kw < kFusedBackwardSize && g < m.groups &&
-                         reduced + piece * 8 < m.reduced;
-      const int64_t tap = static_cast<int64_t>(g) * kTaps + kh * kFusedBackwardSize + kw;
-      copy_or_clear(weights + e / kWeightPieces * kLayout.feature + piece * 16,
-                    weight + tap * m.reduced + reduced + piece * 8, there);
-    }
+                                                       const T* weight, Spot weights, int thread,
+                                                       int threads) {
+    bring_taps<kFusedBackwardSize, 0, kFusedBackwardSize + 1, kWeightPieces>(
+        weight + reduced, m.reduced, m.reduced - reduced, group, smaller(m.groups - group, kBlock.groups),
+        static_cast<unsigned>(thread), static_cast<unsigned>(threads), [&](int g, int kh, int kw, int piece) {
+          const int row = kh / 2 * 16 + kw % 2 * 8 + kw / 2 * 2 + kh % 2;
+          return weights + g * kLayout.group_weight + row * kLayout.feature + piece * 16;
+        });
   }
 };
 
 template <typename T, int kSteps>
-__global__ void __launch_bounds__(fused_backward_block(FusedGradient::kFeatures, kSteps).most_threads)
+__global__ void __launch_bounds__(fused_backward_block(FusedGradient::kFeatures, kSteps).threads())
     fused_features_gradient_kernel(const __grid_constant__ FusedBackwardMarch m, const T* __restrict__ dy,
                                    const T* __restrict__ x, const T* __restrict__ weight,
                                    T* __restrict__ dfeatures) {
@@ -82,22 +78,27 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kFeatures,
                                 m.pixel_row);
   FusedRows<Columns> gradient_rows(dy + image * m.channels, m.channels, 0, at.first_column, columns, columns,
                                    m.width, gradients, 2 * m.chunk_rows, m.gradient_row);
-  const int warps = static_cast<int>(blockDim.x) / 32;
-  const auto bring = [&](int step) {
+  // The rows and weights of a pack; the warp is one of so many.
+  const auto bring = [&](int step, int of_warps, int warps) {
     // What a group that is not there has is not read.
     if (pixel_rows.piece * 8 < m.channels - step * kGroups * kFusedGroupChannels) {
-      pixel_rows.template bring<2>(at.first_row - kFusedReach, pixel_rows_of_pack,
-                                   step % 2 * pixel_rows_of_pack, m.height, warp, warps);
-      gradient_rows.template bring<2>(at.first_row, m.chunk_rows, step % 2 * m.chunk_rows, m.height,
-                                      warps - 1 - warp, warps);
+      const int row = at.first_row - kFusedReach, slot = step % 2 * pixel_rows_of_pack;
+      pixel_rows.template bring<kFusedHalo>(row, kFusedHalo, slot, m.height, of_warps, warps);
+      pixel_rows.template bring<kFusedTileRows>(row + kFusedHalo, m.chunk_rows, slot + kFusedHalo, m.height,
+                                                of_warps, warps);
+      gradient_rows.template bring<kFusedTileRows>(at.first_row, m.chunk_rows, step % 2 * m.chunk_rows,
+                                                   m.height, of_warps, warps);
     }
     pixel_rows.advance(F::kPackBytes);
     gradient_rows.advance(F::kPackBytes);
     F::bring_weights(m, step * kGroups, at.reduced, weight,
-                     weights + step % 2 * kGroups * F::kLayout.group_weight);
-    commit_copies();
+                     weights + step % 2 * kGroups * F::kLayout.group_weight, of_warps * 32 + lane,
+                     warps * 32);
   };
-  bring(0);
+  // At first all warps bring what there is.
+  bring(0, warp, threads / 32);
+  commit_copies();
+  wait_for_copies<0>();
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
@@ -115,11 +116,13 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kFeatures,
   // Of position `quad` of rows 2P and 2P + 1:
   //   [8 reduced channels][(2P: channels 2t, 2t+1), (2P + 1: the same)]
   float sums[kPairs][2 * kSteps][4] = {};
+  const int steps = (m.groups + kGroups - 1) / kGroups, workers = threads / 32 - F::kBlock.copying;
+  if (warp >= workers) {
+    bring_steps(steps, [&](int step) { bring(step, warp - workers, F::kBlock.copying); });
+  }
 #pragma unroll 1
-  for (int step = 0; step * kGroups < m.groups; ++step) {
-    wait_for_copies<0>();
+  for (int step = 0; step < steps && warp < workers; ++step) {
     meet();
-    if ((step + 1) * kGroups < m.groups) bring(step + 1);
     if (step * kGroups + sub >= m.groups) continue;
 
     const Spot own_pixels = pixels + step % 2 * pixel_rows_of_pack * m.pixel_row + pixel_lane;
@@ -178,13 +181,12 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kFeatures,
       if (r == kFusedBackwardSize) add(r / 2);
     }
   }
-  wait_for_copies<0>();
   meet();
 
   // The sums of all warps take the place of what they read.
   const Spot parts = shared_memory();
 #pragma unroll
-  for (int row = 0; row < kFusedTileRows; ++row) {
+  for (int row = 0; row < (warp < workers ? kFusedTileRows : 0); ++row) {
     const Spot own = parts + warp * F::kLayout.warp + (row * 8 + quad) * F::kRow + t * 8;
 #pragma unroll
     for (int n = 0; n < 2 * kSteps; ++n) {
@@ -196,7 +198,7 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kFeatures,
   dfeatures += image * m.reduced;
   constexpr int kFours = kSteps * 4;  // of the reduced channels
 #pragma unroll 1
-  for (int e = static_cast<int>(threadIdx.x); e < threads / kGroups * kFours; e += threads) {
+  for (int e = static_cast<int>(threadIdx.x); e < workers / kGroups * 32 * kFours; e += threads) {
     const int four = e % kFours, of_tile = e / kFours % 32, of_block = e / kFours / 32;
     const int row = at.first_row + of_block / m.runs * kFusedTileRows + of_tile / 8;
     const int column = at.first_column + of_block % m.runs * 8 + of_tile % 8, r = at.reduced + four * 4;

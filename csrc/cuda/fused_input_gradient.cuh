@@ -24,8 +24,8 @@
 //   3. dx    The shuffled registers are operand A of the sparse product, as in the forward pass (fused.cuh):
 //            its rows are 8 positions of rows 2P and 2P + 1 of dx, its 32 columns 16 positions of two rows of dy.
 //
-// Warp instructions of 32 positions and a group at R = 16: 48 HMMA, 40 LDSM, 32 SHFL, 48 F2FP; 7.7 a position
-// without those of the copies.
+// Warp instructions of 32 positions and a group at R = 16: 48 HMMA, 40 LDSM, 32 SHFL, 48 F2FP.
+// A whole block executes 18 a position on a map of 64x56x56 (python -m benchmarks.instructions).
 //
 // Besides what it needs, a position multiplies by zero what is in row +4 (even rows of a tile) or -4 and in
 // column +4 (even columns) or -4, and makes NaN of a NaN or infinity of dy or of the kernels there.
@@ -70,16 +70,15 @@ struct FusedInputGradient {
   static __device__ __forceinline__ void bring_weights(const FusedBackwardMarch& m, int group,
                                                        const T* weight, const T* bias, Spot weights) {
     constexpr int kTaps = kFusedBackwardSize * kFusedBackwardSize;
-    const int threads = static_cast<int>(blockDim.x);
-#pragma unroll 1
-    for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * kWeightRows * kFeaturePieces;
-         e += threads) {
-      const int piece = e % kFeaturePieces, row = e / kFeaturePieces % kWeightRows;
-      const int g = e / kFeaturePieces / kWeightRows, tap = tap_of(row);
-      const bool there = tap >= 0 && group + g < m.groups && piece * 8 < m.reduced;
-      const int64_t from = (static_cast<int64_t>(group + g) * kTaps + tap) * m.reduced + piece * 8;
-      copy_or_clear(weights + g * kLayout.group_weight + row * kLayout.feature + piece * 16, weight + from,
-                    there);
+    const int threads = static_cast<int>(blockDim.x), groups = smaller(m.groups - group, kBlock.groups);
+    bring_taps<kFusedBackwardSize, 1, kFusedBackwardSize + 2, kFeaturePieces>(
+        weight, m.reduced, m.reduced, group, groups, threadIdx.x, blockDim.x,
+        [&](int g, int row, int kw, int piece) {
+          return weights + g * kLayout.group_weight + (1 + row * 8 + kw) * kLayout.feature + piece * 16;
+        });
+    for (int e = static_cast<int>(threadIdx.x); e < kBlock.groups * kFeaturePieces; e += threads) {
+      const int g = e / kFeaturePieces, piece = e % kFeaturePieces;
+      store_shared(weights + g * kLayout.group_weight + piece * 16, uint4{0, 0, 0, 0});
     }
     // As a lane's four numbers of a product that begins with this row of the weight: two of its row, two of
     // the row 8 further on.
@@ -98,7 +97,7 @@ struct FusedInputGradient {
 };
 
 template <typename T, int kSteps>
-__global__ void __launch_bounds__(fused_backward_block(FusedGradient::kInput, kSteps).most_threads)
+__global__ void __launch_bounds__(fused_backward_block(FusedGradient::kInput, kSteps).threads())
     fused_input_gradient_kernel(const __grid_constant__ FusedBackwardMarch m, const T* __restrict__ dy,
                                 const T* __restrict__ features, const T* __restrict__ weight,
                                 const T* __restrict__ bias, T* __restrict__ dx) {
@@ -123,18 +122,21 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kInput, kS
   const FusedRows<FusedOctets<kSteps>> feature_rows(
       features + image * m.reduced, m.reduced, 0, at.first_column - kFusedReach, columns + 8,
       columns + kFusedHalo, m.width, reduced, kRing, m.feature_row);
-  // Of the step whose first row is `row` and meets rows from `slot` of the rings on: what it does not share
-  // with the step before.
+  // What a step does not share with the one before, which are all rows of the first, `at_once` at once.
+  constexpr int kRows = kFusedHalo + kFusedTileRows;
   const int warps = static_cast<int>(blockDim.x) / 32, other_warp = warps - 1 - warp;
-  const auto bring = [&](int row, int slot, bool first) {
-    const int shared = first ? 0 : kFusedHalo, rows = kFusedHalo + kFusedTileRows - shared;
-    pixel_rows.template bring<2>(row - kFusedReach + shared, rows, slot + shared, m.height, warp, warps);
-    feature_rows.template bring<2>(row - kFusedReach + shared, rows, slot + shared, m.height, other_warp,
-                                   warps);
-    commit_copies();
+  int slot = 0;  // of the rings
+  const auto bring = [&](int step, int shared, auto at_once) {
+    constexpr int kAtOnce = decltype(at_once)::value;
+    const int row = at.first_row + step * kFusedTileRows - kFusedReach + shared, rows = kRows - shared;
+    pixel_rows.template bring<kAtOnce>(row, rows, slot, m.height, warp, warps);
+    feature_rows.template bring<kAtOnce>(row, rows, slot, m.height, other_warp, warps);
+    slot += rows;
+    if (slot >= kRing) slot -= kRing;
   };
+  bring(0, 0, std::integral_constant<int, kRows / 2>{});
   F::bring_weights(m, at.group, weight, bias, weights);
-  bring(at.first_row, 0, true);
+  commit_copies();
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
@@ -175,9 +177,8 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kInput, kS
   for (int step = 0; step < at.steps; ++step) {
     wait_for_copies<0>();
     meet();
-    if (step + 1 < at.steps) {
-      bring(at.first_row + (step + 1) * kFusedTileRows, (first_unit + kPairs) * 2, false);
-    }
+    if (step + 1 < at.steps) bring(step + 1, kFusedHalo, std::integral_constant<int, kFusedTileRows>{});
+    commit_copies();
     const int unit_of_step = first_unit;
     first_unit += kPairs;
     if (first_unit >= F::kUnits) first_unit -= F::kUnits;

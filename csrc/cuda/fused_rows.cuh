@@ -35,7 +35,7 @@ __device__ __forceinline__ FusedPlace fused_place(const FusedMarch& m, int colum
 
 // Rows of a map on their way into a ring in shared memory, and zeros in place of what is outside the map. A
 // lane of a warp copies the same piece of 16 bytes of every column that is its own. Warps that copy rows
-// together take their columns in turns.
+// together take turns, of so many columns as a warp copies at once.
 //
 // `Columns` says how a column lies in a row: its kPieces pieces by at(column, piece). A row has as many
 // columns as fill a multiple of a turn.
@@ -50,7 +50,7 @@ class FusedRows {
                                        int pitch)
       : piece(static_cast<int>(threadIdx.x) % Columns::kPieces),
         column_(static_cast<int>(threadIdx.x) % 32 / Columns::kPieces),
-        columns_(columns),
+        columns_((columns + kTurn - 1) / kTurn * kTurn),
         begin_(first_column < 0 ? -first_column : 0),
         column_bytes_(static_cast<unsigned>(channels) * 2),
         row_bytes_(static_cast<unsigned>(width) * column_bytes_),
@@ -69,8 +69,10 @@ class FusedRows {
   __device__ __forceinline__ void bring(int first, int rows, int slot, int height, int warp,
                                         int warps) const {
     if (slot >= ring_rows_) slot -= ring_rows_;
+    int turn = warp * kTurn;
 #pragma unroll 1
-    for (int r = 0; r < rows; r += kAtOnce) {
+    for (int r = 0; r < rows; r += kAtOnce, turn -= columns_) {
+      if (turn >= columns_) continue;
       Spot to[kAtOnce];
       const unsigned char* from[kAtOnce];
       unsigned count[kAtOnce];
@@ -83,7 +85,7 @@ class FusedRows {
         count[i] = row < static_cast<unsigned>(height) ? count_ : 0;
       }
 #pragma unroll 1
-      for (int turn = warp * kTurn; turn < columns_; turn += warps * kTurn) {
+      for (; turn < columns_; turn += warps * kTurn) {
         const int column = turn + column_, place = Columns::at(column, piece);
         const unsigned offset = static_cast<unsigned>(column) * column_bytes_;
         const auto in_map = static_cast<unsigned>(column - begin_);
@@ -111,42 +113,38 @@ class FusedRows {
   const int pitch_;
 };
 
-// What the warps of a block do that copy: bring(step, slot) starts what a step needs and the one before it
-// did not, a step ahead. Its first row of x is row `slot` of the ring. What the first step needs is there.
+// What the warps of a block do that copy: bring(step) starts what a step needs and the one before it did not,
+// a step ahead. What the first step needs is there.
 template <typename Bring>
-__device__ __forceinline__ void bring_steps(int steps, int step_rows, int ring, const Bring& bring) {
-  int slot = 0;
+__device__ __forceinline__ void bring_steps(int steps, const Bring& bring) {
 #pragma unroll 1
   for (int step = 1; step < steps; ++step) {
     meet();
-    slot += step_rows;
-    if (slot >= ring) slot -= ring;
-    bring(step, slot);
+    bring(step);
     commit_copies();
     wait_for_copies<0>();
   }
   meet();
 }
 
-// Brings the weights of a block's groups as they lie in memory, and zeros in place of what is behind the last
-// of the reduced channels and of K..8 taps of a kernel row. `place(g, kh, kw, piece)` is where 16 bytes of a
-// tap go. So many threads as copy a kernel row at once stay with their taps of it, and take the groups in
-// turns.
-template <int K, int kPieces, typename T, typename Place>
-__device__ __forceinline__ void bring_taps(const FusedMarch& m, int group, int groups, const T* weight,
-                                           const Place& place) {
+// Brings the weights of a block's groups as they lie in memory, `reduced` channels a tap of which `left` are
+// there, and zeros in place of the others. Kernel rows are 8 taps, and kRows, the first of them after
+// kInFront of zeros: place(g, row, kw, piece) is where 16 bytes of a tap go. So many threads as copy a kernel
+// row at once stay with their taps of it, and take the groups in turns.
+template <int K, int kInFront, int kRows, int kPieces, typename T, typename Place>
+__device__ __forceinline__ void bring_taps(const T* weight, int reduced, int left, int group, int groups,
+                                           unsigned thread, unsigned threads, const Place& place) {
   constexpr unsigned kThreads = 8 * kPieces;
-  const auto thread = static_cast<unsigned>(threadIdx.x);
-  const int teams = static_cast<int>(static_cast<unsigned>(blockDim.x) / kThreads);
-  const auto team = static_cast<int>(thread / kThreads);
+  const auto team = static_cast<int>(thread / kThreads), teams = static_cast<int>(threads / kThreads);
   const auto kw = static_cast<int>(thread / kPieces % 8), piece = static_cast<int>(thread % kPieces);
-  const bool there = kw < K && piece * 8 < m.reduced;
-  const T* of_group = weight + (static_cast<int64_t>(group + team) * (K * K) + kw) * m.reduced + piece * 8;
+  const bool there = kw < K && piece * 8 < left;
+  const T* of_group = weight + (static_cast<int64_t>(group + team) * (K * K) + kw) * reduced + piece * 8;
 #pragma unroll 1
-  for (int g = team; g < (team < teams ? groups : 0); g += teams, of_group += teams * (K * K) * m.reduced) {
+  for (int g = team; g < (team < teams ? groups : 0); g += teams, of_group += teams * (K * K) * reduced) {
 #pragma unroll
-    for (int kh = 0; kh < K; ++kh) {
-      copy_or_clear(place(g, kh, kw, piece), of_group + kh * K * m.reduced, there);
+    for (int row = 0; row < kRows; ++row) {
+      const int kh = row - kInFront;
+      copy_or_clear(place(g, row, kw, piece), of_group + kh * K * reduced, there && kh >= 0 && kh < K);
     }
   }
 }

@@ -61,9 +61,11 @@ struct FusedStrided {
   static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
                                                        const T* bias, Spot weights) {
     const int groups = smaller(m.groups - group, kBlock.groups);
-    bring_taps<K, kPieces>(m, group, groups, weight, [&](int g, int kh, int kw, int piece) {
-      return weights + g * kLayout.group_weight + (kh * 8 + kw) * kLayout.feature + piece * 16;
-    });
+    bring_taps<K, 0, K, kPieces>(weight, m.reduced, m.reduced, group, groups, threadIdx.x, blockDim.x,
+                                 [&](int g, int kh, int kw, int piece) {
+                                   return weights + g * kLayout.group_weight +
+                                          (kh * 8 + kw) * kLayout.feature + piece * 16;
+                                 });
     bring_biases<K>(group, groups, bias, [&](int i, T value) {
       const int g = i / (8 * K), row = i - g * 8 * K;
       const Spot to =
@@ -105,24 +107,28 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).threads(), fused_blo
   const FusedRows<FusedFeatures<kSteps>> feature_rows(
       features + image * m.result_height * m.result_width * m.reduced, m.reduced, 0, first_column, columns,
       columns, m.result_width, reduced, 2 * kFusedTileRows, m.feature_row);
-  // Rows of x, kAtOnce at once, of which a step shares some with the one before; the warp is one of so many.
+  // What a step does not share with the one before, which are all rows of the first; `at_once` of x are
+  // brought at once. The warp is one of so many.
   constexpr int kRows = 2 * F::kUnits, kStepRows = 2 * kFusedTileRows;
-  const auto bring = [&](auto at_once, int step, int slot, int shared, int of_warps, int warps) {
+  int slot = 0;  // of the ring
+  const auto bring = [&](int step, int shared, auto at_once, int of_warps, int warps) {
     const int row = first_row + step * kFusedTileRows;
     feature_rows.template bring<kFusedTileRows>(row, kFusedTileRows, step % 2 * kFusedTileRows,
                                                 m.result_height, of_warps, warps);
-    pixel_rows.template bring<decltype(at_once)::value>(2 * row - K / 2 + shared, kRows - shared,
-                                                        slot + shared, m.height, of_warps, warps);
+    pixel_rows.template bring<decltype(at_once)::value>(2 * row - K / 2 + shared, kRows - shared, slot,
+                                                        m.height, of_warps, warps);
+    slot += kRows - shared;
+    if (slot >= F::kLayout.ring) slot -= F::kLayout.ring;
   };
   // At first all warps bring what there is.
-  bring(std::integral_constant<int, kRows / 2>{}, 0, 0, 0, warp, static_cast<int>(blockDim.x) / 32);
+  bring(0, 0, std::integral_constant<int, kRows / 2>{}, warp, static_cast<int>(blockDim.x) / 32);
   F::bring_weights(m, group, weight, bias, weights);
   commit_copies();
   epilogue.bring(m, group, scale, shift);
   wait_for_copies<0>();
   if (warp >= workers) {
-    return bring_steps(steps, kStepRows, F::kLayout.ring, [&](int step, int slot) {
-      bring(std::integral_constant<int, kStepRows>{}, step, slot, kRows - kStepRows, warp - workers,
+    return bring_steps(steps, [&](int step) {
+      bring(step, kRows - kStepRows, std::integral_constant<int, kStepRows>{}, warp - workers,
             F::kBlock.copying);
     });
   }

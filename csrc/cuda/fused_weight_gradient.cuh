@@ -6,9 +6,9 @@
 //
 // A block owns a pack of groups, a slice of the reduced channels, a strip of columns, a chunk of rows and
 // some images, and marches down by 4 rows a step, through one image after another. Rows of x with a halo of
-// 3, of dy and of the features come by asynchronous copies into rings, a step ahead. A warp owns one group
-// and a tile of 4 rows and 8 columns, and its sums over all steps stay in registers. For each row kh of the
-// kernel:
+// 3, of dy and of the features come by asynchronous copies into rings, a step ahead, from two warps that do
+// nothing else. Each other warp owns one group and a tile of 4 rows and 8 columns, and its sums over all
+// steps stay in registers. For each row kh of the kernel:
 //
 //   1. dk     D[16 columns of x x 8 positions] = x (16 x 16 channels) * dy^T, for each row of the tile: column j
 //             from 3 left of the tile and position n are tap kw = j - n. Of columns j and j + 8 exactly one is a
@@ -22,8 +22,8 @@
 // Then the warps that share groups add their sums up in shared memory, in order, and the block writes its
 // part; fused_parts_kernel adds the parts, in order.
 //
-// Warp instructions of 32 positions and a group at R = 16: 56 HMMA, 14 LDSM, 28 SHFL, 28 F2FP; 9.0 a position
-// without those of the copies.
+// Warp instructions of 32 positions and a group at R = 16: 56 HMMA, 14 LDSM, 28 SHFL, 28 F2FP.
+// A whole block executes 13 a position on a map of 64x56x56 (python -m benchmarks.instructions).
 //
 // A NaN or infinity of dk makes NaN of the bias's sums of its column kw, in all kernel rows.
 #pragma once
@@ -45,7 +45,7 @@ __device__ __forceinline__ uint32_t pair_of_ones(BFloat16) { return 0x3f803f80; 
 
 // `parts`: for each strip, chunk and set of images (groups * 49, reduced + 1), the bias's last.
 template <typename T, int kSteps>
-__global__ void __launch_bounds__(fused_backward_block(FusedGradient::kWeight, kSteps).most_threads)
+__global__ void __launch_bounds__(fused_backward_block(FusedGradient::kWeight, kSteps).threads())
     fused_weight_gradient_kernel(const __grid_constant__ FusedBackwardMarch m, const T* __restrict__ dy,
                                  const T* __restrict__ x, const T* __restrict__ features,
                                  float* __restrict__ parts) {
@@ -73,26 +73,33 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kWeight, k
   FusedRows<FusedFeatures<kSteps>> feature_rows(features + at.image * map * m.reduced, m.reduced, at.reduced,
                                                 at.first_column, columns, columns, m.width, reduced,
                                                 2 * kRows, m.feature_row);
-  // Each tensor's rows go to other warps.
-  const int warps = threads / 32, last_warp = warps - 1 - warp;
-  const int middle_warp = (warp + warps / 2) % warps;
+  // What a step does not share with the one before: all that it meets, if that is of another image. The warp
+  // is one of so many.
   int next_step = 0, next_slot = 0;  // of the image, and of the ring of x
-  const auto bring = [&](int step) {
-    const bool first = next_step == 0;
+  const auto bring = [&](int step, int of_warps, int warps) {
     const int row = at.first_row + next_step * kRows, slot = step % 2 * kRows;
-    const int shared = first ? 0 : kFusedHalo, rows = kFusedHalo + kRows - shared;
-    pixel_rows.template bring<2>(row - kFusedReach + shared, rows, next_slot, m.height, warp, warps);
-    gradient_rows.template bring<2>(row, kRows, slot, m.height, middle_warp, warps);
-    feature_rows.template bring<2>(row, kRows, slot, m.height, last_warp, warps);
-    commit_copies();
-    next_slot = (next_slot + rows) % kRing;
+    gradient_rows.template bring<kRows>(row, kRows, slot, m.height, of_warps, warps);
+    feature_rows.template bring<kRows>(row, kRows, slot, m.height, of_warps, warps);
+    constexpr int kAll = kFusedHalo + kRows;
+    if (next_step == 0) {
+      pixel_rows.template bring<kAll / 2>(row - kFusedReach, kAll, next_slot, m.height, of_warps, warps);
+      next_slot += kAll;
+    } else {
+      pixel_rows.template bring<kRows>(row - kFusedReach + kFusedHalo, kRows, next_slot, m.height, of_warps,
+                                       warps);
+      next_slot += kRows;
+    }
+    if (next_slot >= kRing) next_slot -= kRing;
     if (++next_step < at.steps) return;
     next_step = 0;
     pixel_rows.advance(map * m.channels * 2);
     gradient_rows.advance(map * m.channels * 2);
     feature_rows.advance(map * m.reduced * 2);
   };
-  bring(0);
+  // At first all warps bring what there is.
+  bring(0, warp, threads / 32);
+  commit_copies();
+  wait_for_copies<0>();
 
   // ---- what a lane has to do with ----
   const int quad = lane / 4, t = lane % 4, matrix = lane / 8, i = lane % 8;
@@ -114,14 +121,19 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kWeight, k
 
   // Of reduced channels `quad` and quad + 8 of 16: taps 2t and 2t + 1; of the bias: kernel row `quad`.
   float sums[kSize][kSteps][4] = {}, bias_sums[4] = {};
-  const int steps = at.steps * at.images;
+  const int steps = at.steps * at.images, workers = m.runs * kGroups;
+  if (warp >= workers) {
+    bring_steps(steps, [&](int step) { bring(step, warp - workers, F::kBlock.copying); });
+  }
+  int first_slot = 0, of_image = 0;  // of the ring of x, and which step of the image it is
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    wait_for_copies<0>();
+  for (int step = 0; step < steps && warp < workers; ++step) {
     meet();
-    int slot_of_x =
-        (next_slot + kRing / 2) % kRing;  // as many rows as a step meets in front of the next ones
-    if (step + 1 < steps) bring(step + 1);
+    int slot_of_x = first_slot;
+    const bool last = ++of_image == at.steps;
+    if (last) of_image = 0;
+    first_slot += last ? kFusedHalo + kRows : kRows;
+    if (first_slot >= kRing) first_slot -= kRing;
 
     uint32_t of_dy[kRows / 2][4], of_features[kRows / 2][kSteps][4], of_x[4][4];
 #pragma unroll
@@ -165,42 +177,51 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kWeight, k
       }
     }
   }
-  wait_for_copies<0>();
   meet();
 
   // The sums of all warps take the place of what they read.
   const Spot all = shared_memory();
+  if (warp < workers) {
 #pragma unroll
-  for (int kh = 0; kh < kSize; ++kh) {
-    const Spot own = all + warp * F::kLayout.warp + (kh * 8 + 2 * t) * F::kTap;
+    for (int kh = 0; kh < kSize; ++kh) {
+      const Spot own = all + warp * F::kLayout.warp + (kh * 8 + 2 * t) * F::kTap;
 #pragma unroll
-    for (int n = 0; n < kSteps; ++n) {
+      for (int n = 0; n < kSteps; ++n) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        store_shared(own + e % 2 * F::kTap + (n * 16 + e / 2 * 8 + quad) * 4, sums[kh][n][e]);
+        for (int e = 0; e < 4; ++e) {
+          store_shared(own + e % 2 * F::kTap + (n * 16 + e / 2 * 8 + quad) * 4, sums[kh][n][e]);
+        }
       }
-    }
-    if (quad == kh) {
-      store_shared(own + F::kReduced * 4, bias_sums[0]);
-      store_shared(own + F::kTap + F::kReduced * 4, bias_sums[1]);
+      if (quad == kh) {
+        store_shared(own + F::kReduced * 4, bias_sums[0]);
+        store_shared(own + F::kTap + F::kReduced * 4, bias_sums[1]);
+      }
     }
   }
   meet();
+  // A lane has a reduced channel, and the first also the bias, of every so many taps.
   constexpr int kTaps = kSize * kSize;
-  const int groups = m.groups - at.group < kGroups ? m.groups - at.group : kGroups;
-  const int reduced_here = m.reduced - at.reduced < F::kReduced ? m.reduced - at.reduced : F::kReduced;
-  const int columns_here = reduced_here + (at.reduced == 0 ? 1 : 0);  // the first slice has the bias
-  parts += (at.part * m.groups + at.group) * kTaps * (m.reduced + 1);
-#pragma unroll 1
-  for (int e = static_cast<int>(threadIdx.x); e < groups * kTaps * columns_here; e += threads) {
-    const int r = e % columns_here, tap = e / columns_here % kTaps, g = e / columns_here / kTaps;
-    const bool of_bias = r == reduced_here;
-    const Spot from = all + g * F::kLayout.warp + (tap / kSize * 8 + tap % kSize) * F::kTap +
-                      (of_bias ? F::kReduced : r) * 4;
+  const int taps = smaller(m.groups - at.group, kGroups) * kTaps, numbers = m.reduced + 1;
+  const int r = static_cast<int>(threadIdx.x) % F::kReduced;
+  const auto sum_of_runs = [&](int tap, int place) {
+    const int g = tap / kTaps, of_group = tap - g * kTaps;
+    Spot from = all + g * F::kLayout.warp + (of_group / kSize * 8 + of_group % kSize) * F::kTap + place * 4;
     float sum = 0;
 #pragma unroll 1
-    for (int run = 0; run < m.runs; ++run) sum += load_shared<float>(from + run * kGroups * F::kLayout.warp);
-    parts[(g * kTaps + tap) * (m.reduced + 1) + (of_bias ? m.reduced : at.reduced + r)] = sum;
+    for (int run = 0; run < m.runs; ++run, from += kGroups * F::kLayout.warp) sum += load_shared<float>(from);
+    return sum;
+  };
+  parts += (at.part * m.groups + at.group) * kTaps * numbers;
+  if (at.reduced + r < m.reduced) {
+#pragma unroll 1
+    for (int tap = static_cast<int>(threadIdx.x) / F::kReduced; tap < taps; tap += threads / F::kReduced) {
+      parts[tap * numbers + at.reduced + r] = sum_of_runs(tap, r);
+    }
+  }
+  if (at.reduced > 0) return;  // the first slice has the bias
+#pragma unroll 1
+  for (int tap = static_cast<int>(threadIdx.x); tap < taps; tap += threads) {
+    parts[tap * numbers + m.reduced] = sum_of_runs(tap, F::kReduced);
   }
 }
 
