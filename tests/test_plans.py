@@ -23,8 +23,9 @@ EACH_SIZE = pytest.mark.parametrize("element_size", [2, 4], ids=["half", "float3
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    fused = host_build.ROOT / "csrc" / "cuda" / "fused_plan.cpp"
-    sources = [host_build.ROOT / "benchmarks" / "plans.cpp", fused, *host_build.PLAN_SOURCES]
+    folder = host_build.ROOT / "csrc" / "cuda"
+    fused = [folder / "fused_plan.cpp", folder / "fused_backward_plan.cpp"]
+    sources = [host_build.ROOT / "benchmarks" / "plans.cpp", *fused, *host_build.PLAN_SOURCES]
     return host_build.build("plans", sources)
 
 
@@ -105,6 +106,12 @@ def test_plans_scale_with_the_machine(program: Path, operation: str, element_siz
             words, small = plan(program, operation, element_size, last, 32, 64, 56, kib=kib)
             assert not words.startswith("generic"), words
             assert small["shared_bytes"] <= kib * 1024
+
+
+def test_rows_of_small_maps_are_marched_down_as_they_were_fastest(program: Path) -> None:
+    """On an H200, of prototypes: a chunk brings six rows of its neighbour's, which is much of a map of 14 rows."""
+    chunks = [plan(program, operation, 2, True, 32, 256, 14)[1]["chunks"] for operation in OPERATIONS]
+    assert chunks == [2, 1, 2]
 
 
 def test_packs_are_halved_for_idle_multiprocessors_alone(program: Path) -> None:
