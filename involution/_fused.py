@@ -1,8 +1,8 @@
 """Which involutions take the fused kernel: the one place where that is chosen.
 
 ``fused_involution`` gives the right result for everything; what is decided here is whether there is a kernel that
-makes it without writing the kernel tensor, and whether that is the faster way. Only sizes, dtypes, devices and formats
-are looked at, so that torch.compile and torch.export trace the choice.
+makes it without writing the kernel tensor. Only sizes, dtypes, devices and formats are looked at, so that torch.compile
+and torch.export trace the choice.
 """
 
 from __future__ import annotations
@@ -38,12 +38,6 @@ BACKWARD_KERNEL_SIZE = (7, 7)
 BACKWARD_STRIDE = (1, 1)
 # What torch.autograd.grad(is_grads_batched=True) maps over, which is not torch.func's.
 _MAPPED = torch._C._dispatch_key_parse("Batched")
-
-# Where making the kernel tensor is the faster way: few positions an image, of many images, and a matrix product with
-# this many features is better done at once than by every block for itself. Of prototypes, on an H200.
-SMALL_MAP = 7 * 7
-MANY_POSITIONS = 64 * SMALL_MAP
-LARGE_PRODUCT = 128
 
 
 @dataclass(frozen=True)
@@ -195,19 +189,6 @@ def _is_dense_channels_last(map: Tensor) -> bool:
     _, channels, height, width = map.shape
     dense = (height * width * channels, 1, width * channels, channels)
     return all(own == of or size == 1 for own, of, size in zip(map.stride(), dense, map.shape, strict=True))
-
-
-def why_slower(features: Tensor) -> str | None:
-    """Why making the kernel tensor is the faster way although there is a fused kernel, or None where it is not."""
-    positions = math.prod(features.shape[2:])
-    if features.shape[1] < LARGE_PRODUCT or positions > SMALL_MAP:
-        return None
-    if features.shape[0] * positions < MANY_POSITIONS:
-        return None
-    return (
-        f"With {features.shape[1]} features on {features.shape[0]} maps of {tuple(features.shape[2:])}, making the "
-        "kernel tensor by one matrix product is faster."
-    )
 
 
 def _dtype_of(tensor: Tensor) -> torch.dtype:

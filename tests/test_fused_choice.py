@@ -213,21 +213,6 @@ def test_autocast_decides_the_dtype(fake_gpu) -> None:
         torch.set_autocast_dtype("cuda", before)
 
 
-def test_small_maps_of_many_features_are_left_to_a_matrix_product(everything_fused) -> None:
-    """A choice of speed alone: fused=True does not ask."""
-    assert _fused.why_slower(torch.empty(63, 128, 7, 7)) is None
-    assert _fused.why_slower(torch.empty(64, 120, 7, 7)) is None
-    assert _fused.why_slower(torch.empty(64, 128, 8, 7)) is None
-    assert "128 features on 64 maps of (7, 7)" in _fused.why_slower(torch.empty(64, 128, 7, 7))
-    layer = Involution2d(16, 3, reduction_ratio=1)
-    layer.span = nn.Conv2d(128, 9, 1)
-    layer.reduce, layer.norm = nn.Conv2d(16, 128, 1), nn.BatchNorm2d(128)
-    x = torch.randn(64, 16, 7, 7)
-    assert operators(layer, x) == ["involution"]
-    layer.fused = True
-    assert operators(layer, x) == ["fused_involution"]
-
-
 def test_a_device_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     built = {"cuda": None, "no_cuda_reason": "Nobody built them."}
     monkeypatch.setattr(_fused, "build_info", lambda: built)

@@ -108,8 +108,7 @@ class _Involution(KernelBranch):
     def fused_available(self, input: Tensor) -> Availability:
         """Whether there is a fused kernel for this layer and an input, and why not.
 
-        With ``fused=None`` the layer takes the kernel where there is one, but for a few small maps on which it is not
-        the faster way.
+        With ``fused=None`` the layer takes the kernel where there is one.
 
         Args:
             input (Tensor): ``(B, channels, *In)``; sizes, dtype, device and storage format count. The kernel branch is
@@ -147,7 +146,7 @@ class _Involution(KernelBranch):
         reason = self._why_not_fused(values, hidden)
         if self.fused and reason is not None:
             raise RuntimeError(f"The layer has fused=True, but cannot take the fused kernel. {reason}")
-        return reason is None and (self.fused is True or _fused.why_slower(hidden) is None)
+        return reason is None
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
@@ -213,8 +212,8 @@ class Involution2d(_Involution):
         bias (bool): Whether ``span`` has a bias, the part of the kernels that all positions share. Default: True
         fused (bool, optional): Whether ``span`` and the involution run as one kernel, which does not write the kernels
             to memory and makes them again in the backward pass. True demands it and False forbids it. None takes it
-            where it exists and is the faster way; :meth:`fused_available` says where, and why not. Results differ by
-            rounding only. Default: None
+            where it exists; :meth:`fused_available` says where, and why not. Results differ by rounding only. Default:
+            None
         device (torch.device or str, optional): Where the parameters are made. Default: torch's default device
         dtype (torch.dtype, optional): Type of the parameters. Default: torch's default dtype
 
