@@ -129,7 +129,7 @@ class Warp(Arithmetic):
                 address[self.active] = int(operands[-1], 16)
             elif name == "RET":
                 address[self.active] = self.get(operands[0].split()[0])[self.active]
-            elif name in ("BRX", "BRXU"):
+            elif name == "BRX":
                 register, offset = operands[0].split()
                 target = now + 16 + signed(self.get(register)) + int(offset, 16)
                 address[self.active] = target[self.active]

@@ -185,13 +185,15 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kFeatures,
 
   // The sums of all warps take the place of what they read.
   const Spot parts = shared_memory();
+  if (warp < workers) {
 #pragma unroll
-  for (int row = 0; row < (warp < workers ? kFusedTileRows : 0); ++row) {
-    const Spot own = parts + warp * F::kLayout.warp + (row * 8 + quad) * F::kRow + t * 8;
+    for (int row = 0; row < kFusedTileRows; ++row) {
+      const Spot own = parts + warp * F::kLayout.warp + (row * 8 + quad) * F::kRow + t * 8;
 #pragma unroll
-    for (int n = 0; n < 2 * kSteps; ++n) {
-      store_shared(own + n * 32, sums[row / 2][n][row % 2 * 2]);
-      store_shared(own + n * 32 + 4, sums[row / 2][n][row % 2 * 2 + 1]);
+      for (int n = 0; n < 2 * kSteps; ++n) {
+        store_shared(own + n * 32, sums[row / 2][n][row % 2 * 2]);
+        store_shared(own + n * 32 + 4, sums[row / 2][n][row % 2 * 2 + 1]);
+      }
     }
   }
   meet();

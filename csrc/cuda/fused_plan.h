@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "../integer_math.h"
 #include "device_limits.h"
 #include "divisor.h"
 
@@ -27,8 +28,9 @@ constexpr int kFusedGroupChannels = 16;
 constexpr int kFusedTileRows = 4;  // of the result, that a warp computes at once
 constexpr int fused_tile_columns(int stride) { return stride == 1 ? 8 : 4; }
 
-// What a block of the kernel for `K` x `K` windows and up to 16 * `steps` reduced channels is made of: with
-// stride 1, the fastest on an H200 of those that were tried for K = 7 on RedNet's map with so many channels.
+// What a block of the kernel for `K` x `K` windows and up to 16 * `steps` reduced channels is made of. Groups
+// are those that were fastest on an H200 for K = 7 on RedNet's map with so many channels, but for one step;
+// that one, and all warps that copy, are chosen by counted instructions and registers, and not measured.
 struct FusedBlock {
   int groups;
   int warp_groups;   // of these, those that one warp computes, one after the other
@@ -68,10 +70,7 @@ constexpr FusedLayout fused_layout(int K, int steps, int stride) {
 
 // Columns that a row of the features has room for, if it has `columns` of 16 * `steps` channels: a warp
 // copies as many at once as fill it, 16 of a single step.
-constexpr int fused_feature_columns(int columns, int steps) {
-  const int turn = steps == 1 ? 16 : 8;
-  return (columns + turn - 1) / turn * turn;
-}
+inline int fused_feature_columns(int columns, int steps) { return round_up(columns, steps == 1 ? 16 : 8); }
 
 // The kernels' parameters. A block owns a pack of groups, a strip of `runs` tiles' columns and a chunk of
 // rows.

@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kWeight, k
     }
   }
   meet();
-  // A lane has a reduced channel, and the first also the bias, of every so many taps.
+  // A lane has one reduced channel of every so many taps.
   constexpr int kTaps = kSize * kSize;
   const int taps = smaller(m.groups - at.group, kGroups) * kTaps, numbers = m.reduced + 1;
   const int r = static_cast<int>(threadIdx.x) % F::kReduced;

@@ -25,9 +25,7 @@ int Layout::choose_chunks(const Plan& plan, const DeviceLimits& limits) const {
   const int64_t rows = m.step_rows * (transposed_ ? p_.stride[kHeight] : 1);
   const int64_t steps = ceil_div(height, rows);
   const int64_t columns = p_.batch * m.packs * m.strips * m.slices;
-  // In steps: what a chunk brings beyond its own, and what passes before the first results. A block alone on
-  // a multiprocessor that has room for more does not use all of it: as a prototype was measured on an H200,
-  // one chunk of 14 rows of the transposed operation took 0.87 of the time of two.
+  // In steps: what a chunk brings beyond its own, and what passes before the first results.
   const double halo = transposed_
                           ? static_cast<double>(p_.kernel[kHeight] - 1) / static_cast<double>(rows)
                           : 0.3 * static_cast<double>(p_.kernel[kHeight] - 1) / static_cast<double>(rows);
@@ -41,6 +39,8 @@ int Layout::choose_chunks(const Plan& plan, const DeviceLimits& limits) const {
     const int64_t of_processor = ceil_div(blocks, limits.multiprocessors);
     const double waves = static_cast<double>(ceil_div(of_processor, resident));
     const double work = static_cast<double>(of_chunk) + (chunks > 1 ? halo : 0);
+    // A block alone on a multiprocessor that has room for more does not use all of it: as a prototype was
+    // measured on an H200, one chunk of 14 rows of the transposed operation took 0.87 of the time of two.
     const double alone = resident > 1 ? (transposed_ ? 1.5 : 2) : 1;
     const double cost = std::max(static_cast<double>(of_processor) * (work + prologue / 2),
                                  waves * (work + prologue) * alone);
