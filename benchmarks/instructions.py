@@ -1,9 +1,11 @@
-"""The warp instructions that the CUDA kernels issue, counted from their machine code: no GPU is needed.
+"""What the CUDA kernels issue and ask of memory, counted from their machine code: no GPU is needed.
 
 Small maps are mostly beginnings of blocks, and a copy that takes ten instructions is slow wherever it stands, so what
 counts is what a whole block executes, divided by its output positions and groups of channels. Needs nvcc and cuobjdump
 (the CUDA toolkit, or Triton's package): ``python -m benchmarks.instructions`` prints a line for every operation, dtype,
-storage format and RedNet shape. A multiprocessor issues four warp instructions a clock at the most.
+storage format and RedNet shape. A multiprocessor issues four warp instructions a clock at the most, and its shared
+memory serves one wavefront a clock: 128 bytes, fewer where words lie in the same bank. Sectors are 32 bytes of global
+memory, counted for every instruction that touches them.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ class Launch:
     channels: int
     width: int
     stride: int
+    batch: int = BATCH
 
     @property
     def name(self) -> str:
@@ -80,7 +83,7 @@ class Launch:
     @property
     def positions(self) -> int:
         """Of the output, times groups."""
-        return BATCH * self.channels // 16 * ((self.width - 1) // self.stride + 1) ** 2
+        return self.batch * self.channels // 16 * ((self.width - 1) // self.stride + 1) ** 2
 
     def plan_arguments(self) -> tuple[object, ...]:
         """Those of plans.cpp."""
@@ -88,7 +91,7 @@ class Launch:
         if self.operation == FUSED:
             return (
                 FUSED.split("_")[0],
-                BATCH,
+                self.batch,
                 self.channels,
                 self.channels // 4,
                 self.width,
@@ -98,9 +101,9 @@ class Launch:
             )
         if self.operation in GRADIENTS:
             of = GRADIENTS.index(self.operation)
-            return "fused_gradient", of, BATCH, self.channels, self.channels // 4, self.width, *device
+            return "fused_gradient", of, self.batch, self.channels, self.channels // 4, self.width, *device
         kind = (MARCHING.index(self.operation), 2 if self.half else 4, int(self.channels_last))
-        return (*kind, BATCH, self.channels, self.channels // 16, self.width, 7, self.stride, *device)
+        return (*kind, self.batch, self.channels, self.channels // 16, self.width, 7, self.stride, *device)
 
     def kernel(self, plan: dict[str, str]) -> str:
         """What the compiler calls it."""
@@ -130,23 +133,26 @@ def launches() -> Iterator[Launch]:
 class Row:
     """What one launch executes."""
 
-    plan: str
     blocks: int
     count: machine_code.Count
     per_position: float  # warp instructions, and of one group
+    wavefronts: float  # the same of these
+    sectors: float
 
 
 class Counter:
     """Compiles the kernels for 7x7 windows once and counts what their launches execute."""
 
-    def __init__(self, nvcc: str, cuobjdump: str, folder: Path) -> None:
+    def __init__(self, nvcc: str, cuobjdump: str, folder: Path, architecture: str = "sm_90") -> None:
         fused = [FUSED_KERNEL.format("", steps) for steps in (1, 2, 4, 8)]
         fused += [FUSED_KERNEL.format("strided_", steps) for steps in (2, 4, 8)]
         source = folder / "fused_kernels.cu"
         source.write_text(FUSED_KERNELS.format("\n".join(fused)), encoding="utf-8")
         tables = {
-            "main_kernels": resources.main_resources(nvcc, "sm_90", folder),
-            "fused_kernels": resources.compile_cubin(nvcc, source, "sm_90", source.with_suffix(".cubin")),
+            "main_kernels": resources.main_resources(nvcc, architecture, folder),
+            "fused_kernels": resources.compile_cubin(
+                nvcc, source, architecture, source.with_suffix(".cubin")
+            ),
         }
         self.kernels: dict[str, machine_code.Kernel] = {}
         for stem, table in tables.items():
@@ -154,17 +160,22 @@ class Counter:
             self.kernels |= {row.kernel: kernels[row.symbol] for row in table}
         self.plans = resources.build_plans(folder)
 
-    def count(self, launch: Launch) -> Row:
-        """Of a block in the middle, which has the least to do at the edges of the map."""
+    def plan(self, launch: Launch) -> dict[str, str]:
+        """What plans.cpp prints."""
         command = [str(self.plans), *map(str, launch.plan_arguments())]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        plan = dict(re.findall(r"^(\w+): (.*)$", text, re.MULTILINE))
+        return dict(re.findall(r"^(\w+): (.*)$", text, re.MULTILINE))
+
+    def count(self, launch: Launch) -> Row:
+        """Of a block in the middle, which has the least to do at the edges of the map."""
+        plan = self.plan(launch)
         x, y, z = map(int, plan["grid"].split())
         threads, blocks = int(plan["threads"]), int(plan["blocks"])
-        bank = machine_code.constants(bytes.fromhex(plan["march"]), threads, (x, y, z))
         kernel = self.kernels[launch.kernel(plan)]
-        counted = machine_code.count(kernel, bank, threads, (x // 2, y // 2, z // 2))
-        return Row(text.split("\n")[0], blocks, counted, counted.total * blocks / launch.positions)
+        bank = machine_code.constants(kernel, bytes.fromhex(plan["march"]), threads, (x, y, z))
+        found = machine_code.count(kernel, bank, threads, (x // 2, y // 2, z // 2))
+        share = blocks / launch.positions
+        return Row(blocks, found, found.total * share, found.wavefronts * share, found.sectors * share)
 
 
 def main() -> int:
@@ -178,14 +189,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         counter = Counter(nvcc, cuobjdump, Path(folder))
         print(
-            f"{'batch 32, 7x7, H200':<66}{'a position':>10}{'a block':>9}{'blocks':>8}{'first barrier':>15}"
+            f"{'of a position and group, batch 32, 7x7, H200':<66}{'instructions':>12}{'wavefronts':>11}"
+            f"{'sectors':>9}{'blocks':>8}{'first barrier':>15}"
         )
         for launch in launches():
             if re.search(options.match, launch.name):
                 row = counter.count(launch)
                 print(
-                    f"{launch.name:<66}{row.per_position:>10.1f}{row.count.total:>9}{row.blocks:>8}"
-                    f"{max(row.count.until_first_barrier):>15}",
+                    f"{launch.name:<66}{row.per_position:>12.1f}{row.wavefronts:>11.1f}{row.sectors:>9.1f}"
+                    f"{row.blocks:>8}{max(row.count.until_first_barrier):>15}",
                     flush=True,
                 )
     return 0

@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-Lanes = NDArray[np.int64]  # 32-bit values of the lanes of a warp, 0 to 2**32 - 1
-Mask = NDArray[np.bool_]
-
-LANES = 32
-WORD = 0xFFFFFFFF
-
-
-@dataclass(frozen=True)
-class Instruction:
-    address: int
-    opcode: tuple[str, ...]  # LDS.128 is ("LDS", "128")
-    operands: tuple[str, ...]
-    predicate: str = "PT"
-
-    @property
-    def name(self) -> str:
-        return self.opcode[0]
-
-    @cached_property
-    def values(self) -> tuple[str, ...]:
-        """The operands without the predicates that the instruction writes or reads."""
-        return tuple(operand for operand in self.operands if not re.fullmatch(r"!?U?P[\dT]", operand))
-
-
-def words(i: Instruction) -> int:
-    """That a load or store moves."""
-    return 4 if "128" in i.opcode else 2 if "64" in i.opcode else 1
-
-
-def signed(value: Lanes) -> Lanes:
-    return (value ^ 0x80000000) - 0x80000000
+from benchmarks.machine_registers import (
+    LANES,
+    WORD,
+    Instruction,
+    Lanes,
+    Mask,
+    Registers,
+    following,
+    of_float,
+    signed,
+    size_of,
+)
 
 
 def looked_up(table: str, x: NDArray, y: NDArray, z: NDArray) -> NDArray:
@@ -53,14 +31,6 @@ def looked_up(table: str, x: NDArray, y: NDArray, z: NDArray) -> NDArray:
     return result
 
 
-def as_float(value: Lanes) -> NDArray[np.float32]:
-    return value.astype(np.uint32).view(np.float32)
-
-
-def of_float(value: NDArray[np.float32]) -> Lanes:
-    return value.astype(np.float32).view(np.uint32).astype(np.int64)
-
-
 COMPARE: dict[str, Callable[[NDArray, NDArray], Mask]] = {
     "GE": np.greater_equal,
     "GT": np.greater,
@@ -69,101 +39,6 @@ COMPARE: dict[str, Callable[[NDArray, NDArray], Mask]] = {
     "EQ": np.equal,
     "NE": np.not_equal,
 }
-
-
-class Registers:
-    """Of one warp: a value for each lane, and what an operand stands for."""
-
-    def __init__(
-        self, bank: bytes, jump_table: bytes, first_thread: int, block: tuple[int, int, int]
-    ) -> None:
-        self.bank, self.jump_table, self.block = bank, jump_table, block
-        self.thread = np.arange(first_thread, first_thread + LANES, dtype=np.int64)
-        self.registers: dict[str, Lanes] = {}
-        self.local: dict[str, Lanes] = {}
-        self.predicates: dict[str, Mask] = {}
-        self.active = np.ones(LANES, bool)
-
-    def constant(self, bank: bytes, address: Lanes) -> Lanes:
-        found = [struct.unpack_from("<I", bank, a)[0] if 0 <= a <= len(bank) - 4 else 0 for a in address]
-        return np.array(found, np.int64)
-
-    def get(self, operand: str) -> Lanes:
-        operand = re.sub(r"\.(reuse|64|H0_H0|U32|X4|X8|X16)", "", operand)
-        if operand[0] in "-~|" and not re.match(r"-[\d.]|-0x|-INF", operand):
-            if operand[0] == "|":
-                return np.abs(signed(self.get(operand.strip("|"))))
-            value = self.get(operand[1:])
-            return (-value if operand[0] == "-" else ~value) & WORD
-        if re.fullmatch(r"U?R\d+", operand):
-            return self.registers.get(operand, np.zeros(LANES, np.int64))
-        if operand in ("RZ", "URZ"):
-            return np.zeros(LANES, np.int64)
-        if found := re.fullmatch(r"c\[0x0\]\[(.*)\]", operand):
-            return self.constant(self.bank, self.address(found[1]))
-        if operand.startswith("SR_"):
-            return self.special(operand[3:])
-        if "0x" in operand or operand.lstrip("-").isdigit():
-            return np.full(LANES, int(operand, 0) & WORD, np.int64)
-        value = np.float32(operand.replace("QNAN", "nan"))
-        return of_float(np.full(LANES, value, np.float32))
-
-    def address(self, text: str) -> Lanes:
-        """Of ``R4+UR5+0x10``."""
-        parts = [part for part in re.split(r"\+(?=-?[\w])", text) if part]
-        return signed(sum((self.get(part) for part in parts), np.zeros(LANES, np.int64)) & WORD)
-
-    def special(self, name: str) -> Lanes:
-        fixed = dict(zip(("CTAID.X", "CTAID.Y", "CTAID.Z"), self.block, strict=True)) | {"CgaCtaId": 0}
-        if name == "TID.X":
-            return self.thread
-        return np.full(LANES, fixed[name], np.int64)
-
-    def float_of(self, operand: str) -> NDArray[np.float32]:
-        negative = operand.startswith("-") and "R" in operand
-        plain = operand.lstrip("-") if negative else operand
-        value = np.abs(as_float(self.get(plain.strip("|")))) if "|" in plain else as_float(self.get(plain))
-        return -value if negative else value
-
-    def wide(self, operand: str) -> NDArray[np.object_]:
-        """64 bits, of two registers."""
-        operand = operand.replace(".reuse", "")
-        low = self.get(operand).astype(object)
-        if found := re.fullmatch(r"(U?R)(\d+)", operand):
-            return low + (self.get(f"{found[1]}{int(found[2]) + 1}").astype(object) << 32)
-        if found := re.fullmatch(r"c\[0x0\]\[(0x[0-9a-f]+)\]", operand):
-            return low + (self.get(f"c[0x0][{int(found[1], 16) + 4:#x}]").astype(object) << 32)
-        return low
-
-    def test(self, operand: str) -> Mask:
-        name = operand.lstrip("!")
-        value = (
-            np.ones(LANES, bool)
-            if name in ("PT", "UPT")
-            else self.predicates.get(name, np.zeros(LANES, bool))
-        )
-        return ~value if operand.startswith("!") else value
-
-    def put(self, register: str, value: NDArray, further: int = 0) -> None:
-        if register in ("RZ", "URZ"):
-            return
-        value = np.array([int(v) & WORD for v in value], np.int64) if value.dtype == object else value & WORD
-        prefix, number = re.fullmatch(r"(U?R)(\d+)", register).groups()  # type: ignore[union-attr]
-        name = f"{prefix}{int(number) + further}"
-        if prefix == "UR":
-            self.registers[name] = np.full(LANES, value[np.argmax(self.active)], np.int64)
-        else:
-            self.registers[name] = np.where(self.active, value, self.get(name))
-
-    def put_wide(self, register: str, value: NDArray[np.object_]) -> None:
-        self.put(register, value)
-        self.put(register, np.array([int(v) >> 32 for v in value], object), 1)
-
-    def put_predicate(self, name: str, value: Mask) -> None:
-        if name.startswith("U") and name != "UPT":
-            self.predicates[name] = np.full(LANES, value[np.argmax(self.active)])
-        elif name not in ("PT", "UPT"):
-            self.predicates[name] = np.where(self.active, value, self.test(name))
 
 
 class Arithmetic(Registers):
@@ -194,21 +69,21 @@ class Arithmetic(Registers):
 
     def _load(self, i: Instruction) -> None:
         matrices = int(i.opcode[-1]) if i.name == "LDSM" and i.opcode[-1].isdigit() else 0
-        for further in range(matrices or words(i)):
+        for further in range(matrices or max(size_of(i) // 4, 1)):
             self.put(i.values[0], self.get("RZ"), further)
 
-    _lds = _ldsm = _ldg = _ld = _load
+    _ld = _load
 
     def _ldl(self, i: Instruction) -> None:
-        for further in range(words(i)):
+        for further in range(size_of(i) // 4):
             self.put(i.operands[0], self.local.get(f"{i.operands[1]}{further}", self.get("RZ")), further)
 
     def _stl(self, i: Instruction) -> None:
-        for further in range(words(i)):
+        for further in range(size_of(i) // 4):
             place = f"{i.operands[0]}{further}"
             register = i.operands[1]
             if register != "RZ":
-                register = f"R{int(register[1:]) + further}"
+                register = following(register, further)
             old = self.local.get(place, self.get("RZ"))
             self.local[place] = np.where(self.active, self.get(register), old)
 
@@ -230,9 +105,10 @@ class Arithmetic(Registers):
         for carry in carries:
             total = total + self.test(carry)
         to = i.operands.index(i.values[0])
-        for written in i.operands[to + 1 :][:1]:  # the carry
-            if re.fullmatch(r"U?P[\dT]", written):
-                self.put_predicate(written, total >> 32 > 0)
+        for carried, written in enumerate(i.operands[to + 1 : to + 3]):  # three terms may carry twice
+            if not re.fullmatch(r"U?P[\dT]", written):
+                break
+            self.put_predicate(written, total >> 32 > carried)
         self.put(i.values[0], total)
 
     def _iadd3(self, i: Instruction) -> None:
@@ -364,6 +240,8 @@ class Arithmetic(Registers):
 
     def _vimnmx(self, i: Instruction) -> None:
         self._least(i, self.get(i.operands[1]), self.get(i.operands[2]), i.operands[3])
+
+    _imnmx = _vimnmx
 
     def _viaddmnmx(self, i: Instruction) -> None:
         total = (self.get(i.operands[1]) + self.get(i.operands[2])) & WORD

@@ -31,8 +31,9 @@ void print_march(const March& march) {
 
 template <typename OfFused>
 void print_fused(const OfFused& plan) {
-  std::printf("%s\nblocks: %lld\nthreads: %d\nsteps: %d\n", describe(plan).c_str(),
-              static_cast<long long>(plan.blocks), plan.threads, plan.steps);
+  std::printf("%s\nblocks: %lld\nthreads: %d\nshared_bytes: %lld\nsteps: %d\n", describe(plan).c_str(),
+              static_cast<long long>(plan.blocks), plan.threads, static_cast<long long>(plan.shared_bytes),
+              plan.steps);
   print_march(plan.march);
 }
 
@@ -56,7 +57,8 @@ int main(int argc, char** argv) {
     const FusedProblem p{number(3), number(4), 16, number(5), number(6), number(6), {7, 7}, {1, 1}};
     const auto plan = make_fused_backward_plan(static_cast<FusedGradient>(number(2)), p, limits);
     print_fused(plan);
-    std::printf("grid: %lld 1 1\n", static_cast<long long>(plan.blocks));
+    std::printf("parts: %lld\ngrid: %lld 1 1\n", static_cast<long long>(plan.parts),
+                static_cast<long long>(plan.blocks));
     return 0;
   }
   if (argc != 12) return 2;

@@ -19,11 +19,18 @@ __device__ __forceinline__ void fma_correlation(const March& m, const Place& at,
   const int row = quotient(number, m.by_runs), run = number - row * m.runs;
   const int set = quotient(row, m.by_step_rows), row_of_step = row - set * m.step_rows;
   const bool active = set < m.parts;  // m.parts threads share the rows of the kernel
-  const int rotate = quads % 4 == 0 ? (groups % 4 == 0 ? group / 2 + number % 2 * 2 : number) & 3 : 0;
 
   const Spot shared = shared_memory();
   const int channel = group * m.group_channels * 4;  // in bytes
-  const Spot keys = shared + m.source.base + run * P * S * m.source_pitch.column + channel;
+  const int of_run = run * P * S * m.source_pitch.column;
+  const Spot keys = shared + m.source.base + of_run + channel;
+  // Of the eight lanes that are served at once every two begin with the same quad of 16 channels, of groups
+  // or pixels an odd multiple of 64 bytes apart, and the others with other quads.
+  int turn = number;
+  if (groups % 4 == 0) turn = group / 2 + number % 2 * 2;
+  if (groups == 1 && S == 2) turn = number % 2 + number / 4 % 2 * 2;
+  turn -= (of_run + row_of_step * m.stride[1] * m.source.row_pitch) / 16;
+  const int turns = (quads & -quads) - 1;  // the quads in which a lane takes them, by turns, less one
   const int left = m.output[2] - (at.strip * m.runs + run) * P;  // columns
   const Spot queries =
       shared + m.second.base + row_of_step * m.other_pitch.row + run * P * m.other_pitch.column + channel;
@@ -46,7 +53,7 @@ __device__ __forceinline__ void fma_correlation(const March& m, const Place& at,
       float acc[P][KW] = {};
 #pragma unroll 1
       for (int i = 0; i < quads; ++i) {
-        const int c = (i ^ rotate) * 16;
+        const int c = ((i & ~turns) + ((i + turn) & turns)) * 16;
         float4 query[P];
 #pragma unroll
         for (int p = 0; p < P; ++p) query[p] = load_shared<float4>(y + c + p * m.other_pitch.column);

@@ -338,9 +338,9 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).threads(), fused_blo
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) {
         if (column < m.width && row + 2 * p < end_row) {
-          *reinterpret_cast<uint4*>(y + to + static_cast<unsigned>(2 * p) * to_next_row +
-                                    static_cast<unsigned>(g * kFusedGroupChannels)) =
-              load_shared<uint4>(results + p * 512 + result_from);
+          store_global(y + to + static_cast<unsigned>(2 * p) * to_next_row +
+                           static_cast<unsigned>(g * kFusedGroupChannels),
+                       load_shared<uint4>(results + p * 512 + result_from));
         }
       }
       __syncwarp();

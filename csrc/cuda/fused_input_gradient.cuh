@@ -275,9 +275,9 @@ __global__ void __launch_bounds__(fused_backward_block(FusedGradient::kInput, kS
 #pragma unroll
         for (int o = 0; o < kOctets; ++o) {
           if (column + o * 8 < m.width && row + 2 * p < at.end_row) {
-            *reinterpret_cast<uint4*>(dx + to + static_cast<unsigned>(2 * p) * to_next_row +
-                                      static_cast<unsigned>(o * 8 * m.channels)) =
-                load_shared<uint4>(results + o * 512 + result_from);
+            store_global(dx + to + static_cast<unsigned>(2 * p) * to_next_row +
+                             static_cast<unsigned>(o * 8 * m.channels),
+                         load_shared<uint4>(results + o * 512 + result_from));
           }
         }
         __syncwarp();

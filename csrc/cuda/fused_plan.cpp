@@ -74,9 +74,9 @@ class Search {
     m.chunks = ceil_div(m.result_height, m.chunk_rows);
     m.by_packs = divisor(m.packs);
     m.pixel_row = (columns * plan.stride + 8) * layout_.pixel;
-    m.feature_row = fused_feature_columns(columns, plan.steps) * layout_.feature;
-    // With a stride, four columns of two rows are one matrix, in different banks.
-    if (plan.stride == 2) m.feature_row += 64;
+    // Four columns of two rows are one matrix, in different banks: every other column, or with a stride all.
+    m.feature_row =
+        fused_feature_columns(columns, plan.steps) * layout_.feature + (plan.stride == 1 ? 16 : 64);
     plan.threads = (warps_of(runs) + block_.copying) * 32;
     plan.images = p_.batch;
     plan.blocks = p_.batch * m.packs * m.strips * m.chunks;

@@ -65,7 +65,7 @@ constexpr FusedLayout fused_layout(int K, int steps, int stride) {
   const int tile = kFusedTileRows * fused_tile_columns(stride) * 32;
   const int row = steps * 32 + 16;
   if (stride == 1) return {pixel, row, row, 8 * K * row, 2 * kFusedTileRows + K - 1, tile};
-  return {pixel, row, 0, 8 * K * row + K * 64, 4 * kFusedTileRows + K - 1, tile};
+  return {pixel, row, 0, 8 * K * row + K * 32, 4 * kFusedTileRows + K - 1, tile};
 }
 
 // Columns that a row of the features has room for, if it has `columns` of 16 * `steps` channels: a warp

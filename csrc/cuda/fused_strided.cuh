@@ -26,7 +26,7 @@
 //   y         18 SEL, 14 HMMA.SP, 14 LDSM
 //   results   8 FFMA, 4 F2FP, 4 HMNMX2, 4 LDS; 1 STSM, 1 LDS, 1 STG
 //
-// A whole block executes 26 a position on a map of 128x56x56, R = 32 (python -m benchmarks.instructions).
+// A whole block executes 27 a position on a map of 128x56x56, R = 32 (python -m benchmarks.instructions).
 //
 // Bytes of a position and group:
 //
@@ -55,8 +55,7 @@ struct FusedStrided {
   static_assert(kSteps % 2 == 0 && kBlock.warp_groups == 1,
                 "a lane loads weights of 32 channels of one group");
 
-  // Row 8*kh + kw of a group's weight is tap (kh, kw), the others are zeros. Of the biases of kernel row kh
-  // lane t has those of taps 2t and 2t + 1, twice.
+  // Row 8*kh + kw of a group's weight is tap (kh, kw), the others are zeros; behind them are the biases.
   template <typename T>
   static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
                                                        const T* bias, Spot weights) {
@@ -68,10 +67,7 @@ struct FusedStrided {
                                  });
     bring_biases<K>(group, groups, bias, [&](int i, T value) {
       const int g = i / (8 * K), row = i - g * 8 * K;
-      const Spot to =
-          weights + g * kLayout.group_weight + kBiases + row / 8 * 64 + row % 8 / 2 * 16 + row % 2 * 4;
-      store_shared(to, widen(value));
-      store_shared(to + 8, widen(value));
+      store_shared(weights + g * kLayout.group_weight + kBiases + row * 4, widen(value));
     });
   }
 };
@@ -156,7 +152,7 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).threads(), fused_blo
   y += ((image * m.result_height + first_row + lane / 8) * m.result_width + column) * m.channels +
        (group + sub) * kFusedGroupChannels + lane % 2 * 8;
   const Spot group_weights = weights + sub * F::kLayout.group_weight;
-  const Spot group_biases = group_weights + F::kBiases + t * 16;
+  const Spot group_biases = group_weights + F::kBiases + t * 8;
 
   int first_slot = 0;  // of the ring
 #pragma unroll 1
@@ -180,8 +176,8 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).threads(), fused_blo
 
     uint32_t band[2][K];  // the lane's pair of taps by kernel row: of rows 0-1 and 2-3 of the tile
     const auto make_band = [&](int kh) {
-      const float4 begin = load_shared<float4>(group_biases + kh * 64);
-      float d[4] = {begin.x, begin.y, begin.z, begin.w};
+      const float2 begin = load_shared<float2>(group_biases + kh * 32);
+      float d[4] = {begin.x, begin.y, begin.x, begin.y};
 #pragma unroll
       for (int k = 0; k < F::kChunks; ++k) {
         uint32_t taps[4];
@@ -223,8 +219,8 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 2).threads(), fused_blo
     store_matrices(results + result_to, rounded(0, 0), rounded(1, 0), rounded(0, 2), rounded(1, 2));
     __syncwarp();
     if (column < m.result_width && first_of_step + lane / 8 < end_row) {
-      *reinterpret_cast<uint4*>(y + static_cast<int64_t>(step) * kFusedTileRows * m.result_width *
-                                        m.channels) = load_shared<uint4>(results + result_from);
+      store_global(y + static_cast<int64_t>(step) * kFusedTileRows * m.result_width * m.channels,
+                   load_shared<uint4>(results + result_from));
     }
     __syncwarp();
   }

@@ -15,8 +15,11 @@ constexpr int64_t kLargestSize = int64_t{1} << 29;  // of an axis, so that posit
 constexpr int kMostSlices = 32;                     // of a kernel
 constexpr int kMostTransposedRows = 7;              // whose sums a warp of the band kernels keeps
 
-// Rows of 16 bytes that lie an odd number of them apart are in different banks, eight at a time.
-inline int odd_pieces(int64_t bytes) { return static_cast<int>((ceil_div(bytes, 16) | 1) * 16); }
+// Rows that lie an odd number of 16 bytes apart are in different banks, eight at a time; so are, for single
+// elements of every fourth row, those an odd number of 4 bytes apart.
+inline int odd_pieces(int64_t bytes, int piece = 16) {
+  return static_cast<int>((ceil_div(bytes, piece) | 1) * piece);
+}
 
 // The widest access, of 16 bytes at most, that divides all of these.
 inline int widest(std::initializer_list<int64_t> bytes) {

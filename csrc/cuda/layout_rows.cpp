@@ -67,7 +67,9 @@ void Layout::lay_out_activation(const Activation& tensor, bool as_pixels, int pa
     stream->piece_pitch = pitch->column;
     stream->slice_pitch = columns * pitch->column;
   } else {
-    *pitch = {size_, odd_pieces(round_up(columns, 8) * size_), 0};
+    // Tensor cores read and write 16 bytes, a thread of an FMA kernel stores four channels one by one.
+    *pitch = half_ ? ActivationPitch{size_, odd_pieces(round_up(columns, 8) * size_), 0}
+                   : ActivationPitch{size_, odd_pieces(columns * size_, stream->piece_bytes), 0};
     stream->segment_pitch = pitch->channel;
     stream->piece_pitch = stream->piece_bytes;
     stream->slice_pitch = pack * pitch->channel;
@@ -195,7 +197,8 @@ bool Layout::merge_rows(int rows, int64_t row, int64_t segment, int64_t others, 
   stream->piece_columns = stream->piece_bytes / size_;
   stream->pieces = static_cast<int>(ceil_div(rows * width, stream->piece_columns));
   stream->piece_stride = stream->piece_pitch = stream->piece_bytes;
-  *segment_pitch = odd_pieces(static_cast<int64_t>(stream->pieces) * stream->piece_bytes);
+  *segment_pitch = odd_pieces(static_cast<int64_t>(stream->pieces) * stream->piece_bytes,
+                              half_ ? 16 : stream->piece_bytes);
   stream->segment_pitch = *segment_pitch;
   stream->slice_pitch = stream->segments * *segment_pitch + 64;
   return true;

@@ -159,6 +159,14 @@ __device__ __forceinline__ void store_shared(Spot at, uint4 v) {
                : "memory");
 }
 
+// 16 bytes to global memory in one piece: where a loop is around such a store, nvcc 13.0 makes four of it.
+__device__ __forceinline__ void store_global(void* to, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
 // N = 2 or 4 matrices of 8x8 16-bit elements from shared memory. Lane 8*i + r gives the address of row r of
 // matrix i, a multiple of 16 bytes; with N = 2 the addresses of lanes 16 to 31 are not used.
 template <int N, bool kTransposed>

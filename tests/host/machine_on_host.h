@@ -193,6 +193,11 @@ void store_shared(Spot at, T value) {
   std::memcpy(at, &value, sizeof value);
 }
 
+inline void store_global(void* to, uint4 value) {
+  machine_on_host::check_aligned(to, sizeof value, "a store to global memory");
+  std::memcpy(to, &value, sizeof value);
+}
+
 // ---- tensor cores -----------------------------------------------------------------------------------------
 
 namespace machine_on_host {
