@@ -18,10 +18,11 @@
 //            weight where the features have a one. A lane gets pairs of taps, and a pair has to begin at an
 //            even column of the band. Hence there are two tiles:
 //
-//              E   the even positions times rows (w0 .. w6, 0) of the weight
-//              O   the odd positions times rows (0, w0 .. w6)
+//              E   the even positions, with taps (w0 .. w6, 0)
+//              O   the odd positions, with taps (0, w0 .. w6)
 //
-//            In shared memory both are 8 neighbouring rows of 0 w0 .. w6 0 w0 .. w6 0 ...
+//            O is made like E and then multiplied by a matrix that moves taps by one. Its own rows of the
+//            weight would be as many wavefronts of shared memory as E's, which set the pace of many features.
 //
 //   2. band  Tap j - n of position n, in 16 columns j of x. Pair q = n/2 + e of the columns is pair e of the
 //            taps; lane t of a quad has pair t of the columns, or pair t + 4: one shuffle turns the pairs
@@ -42,14 +43,14 @@
 //              taps kh = 2j, 2j + 1   of the upper row
 //              taps kh = 2j - 1, 2j   of the lower row
 //
-// Warp instructions of 32 positions and a group at K = 7, R = 16, 7.7 a position:
+// Warp instructions of 32 positions and a group at K = 7, R = 16, 8 a position:
 //
-//   k         14 HMMA, 14 HMMA.1688 (bias), 11 LDSM
-//   band      28 F2FP, 28 SEL, 28 SHFL
+//   k         14 HMMA, 7 HMMA.1688 (bias), 8 LDSM
+//   band      7 HMMA.1688, 42 F2FP, 28 SEL, 28 SHFL
 //   y         16 HMMA.SP, 10 LDSM
 //   results   16 FFMA, 8 F2FP, 8 HMNMX2, 4 LDS; 2 STSM, 2 LDS, 2 STG
 //
-// A whole block executes 12 a position on a map of 64x56x56 and 23 on 256x14x14, R = 64 (python -m
+// A whole block executes 12 a position on a map of 64x56x56 and 24 on 256x14x14, R = 64 (python -m
 // benchmarks.instructions).
 //
 // Bytes of a position and group:
@@ -60,7 +61,7 @@
 //
 // Besides its taps a position multiplies some columns by zero, and makes NaN of a NaN or infinity there:
 // column +4 of an even and -4 of an odd position, and eight columns of the row below (even rows of a tile) or
-// above the kernel's.
+// above the kernel's. An infinite tap of an odd position makes NaN of its kernel row's others.
 #pragma once
 
 #include "fused_rows.cuh"
@@ -79,23 +80,20 @@ struct Fused {
   static_assert((kWarpsOfTile + kBlock.copying) * 4 >= kFeaturePieces, "too few threads for a kernel row");
   static_assert(!kBlock.held || kBlock.warp_groups == 1, "a warp holds the weights of one group");
 
-  // The weights of the block's groups, and the biases behind each row. Row 8*kh + 1 + kw of a group's weight
-  // is tap (kh, kw), the others are zeros; its last row is the next group's first.
+  // The weights of the block's groups, and the biases behind each row. Row 8*kh + kw of a group's weight is
+  // tap (kh, kw), the others are zeros.
   template <typename T>
   static __device__ __forceinline__ void bring_weights(const FusedMarch& m, int group, const T* weight,
                                                        const T* bias, Spot weights) {
     const int groups = smaller(m.groups - group, kBlock.groups);
-    const Spot first_tap = weights + kLayout.feature;
     bring_taps<K, 0, K, kFeaturePieces>(weight, m.reduced, m.reduced, group, groups, threadIdx.x, blockDim.x,
                                         [&](int g, int kh, int kw, int piece) {
-                                          return first_tap + (g * 8 * K + kh * 8 + kw) * kLayout.feature +
+                                          return weights + (g * 8 * K + kh * 8 + kw) * kLayout.feature +
                                                  piece * 16;
                                         });
-    const auto thread = static_cast<int>(threadIdx.x);
-    if (thread <= kFeaturePieces) store_shared(weights + thread * 16, uint4{0, 0, 0, 0});
     // Of eight more columns the first is for positions 0-7 of a product and the second for 8-15.
     bring_biases<K>(group, groups, bias, [&](int i, T value) {
-      store_shared(first_tap + i * kLayout.feature + kSteps * 32, uint4{value.bits * 0x10001u, 0, 0, 0});
+      store_shared(weights + i * kLayout.feature + kSteps * 32, uint4{value.bits * 0x10001u, 0, 0, 0});
     });
   }
 };
@@ -112,20 +110,20 @@ class FusedBand {
     const int pair = (t - quad / 2) & 3;  // of the taps, in the lane's register of the band
     source_[0] = quad * 4 + pair;
     source_[1] = (quad ^ 1) * 4 + pair;
-    // Matrices (E, channels 0-7), (E, 8-15), (O, 0-7), (O, 8-15); E's rows begin one further on.
-    rows_ = (i + (matrix < 2 ? 1 : 0)) * F::kLayout.feature + matrix % 2 * 16;
-    // Of (E, kh), (O, kh), (E, kh + 1), (O, kh + 1).
-    biases_ = (i + 1 - matrix % 2 + matrix / 2 * 8) * F::kLayout.feature + kSteps * 32;
+    // Of eight taps, matrices of channels 0-7 and 8-15, and of two steps 16-23 and 24-31.
+    rows_ = i * F::kLayout.feature + matrix * 16;
+    // Of kernel rows kh and kh + 1.
+    biases_ = (i + matrix % 2 * 8) * F::kLayout.feature + kSteps * 32;
     ones_[0] = t == 0 ? one(T{}) : 0;
     ones_[1] = t == 0 ? one(T{}) << 16 : 0;
+    moved_ = (2 * t == quad - 1 ? one(T{}) : 0) | (2 * t + 1 == quad - 1 ? one(T{}) << 16 : 0);
   }
 
   // For a warp that holds the weights of its one group.
   __device__ __forceinline__ void hold(Spot weights) {
 #pragma unroll
     for (int kh = 0; kh < K; ++kh) {
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) load_row(held_[F::kBlock.held ? kh : 0][k], weights, kh, k);
+      load_taps(held_[F::kBlock.held ? kh : 0], weights, kh);
       if (kh % 2 == 0) load_biases(held_biases_[F::kBlock.held ? kh / 2 : 0], weights, kh);
     }
   }
@@ -134,23 +132,23 @@ class FusedBand {
   __device__ __forceinline__ void make(int kh, const uint32_t (&features)[2][kSteps][4], Spot weights,
                                        uint32_t (&band)[kFusedTileRows]) {
     if constexpr (!F::kBlock.held) {
+      load_taps(held_[0], weights, kh);
       if (kh % 2 == 0) load_biases(held_biases_[0], weights, kh);
     }
-    const uint32_t (&biases)[4] = held_biases_[F::kBlock.held ? kh / 2 : 0];
-    float d[2][4] = {};
-    multiply_add(d[0], ones_, biases[kh % 2 * 2], T{});
-    multiply_add(d[1], ones_, biases[kh % 2 * 2 + 1], T{});
+    const uint32_t (&taps)[2 * kSteps] = held_[F::kBlock.held ? kh : 0];
+    const uint32_t bias = held_biases_[F::kBlock.held ? kh / 2 : 0][kh + 1 < K ? kh % 2 : 1];
+    float even[4] = {}, odd[4] = {}, moved[4] = {};
+    multiply_add(even, ones_, bias, T{});
+    multiply_add(odd, ones_, bias, T{});
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      uint32_t loaded[4];
-      if constexpr (!F::kBlock.held) load_row(loaded, weights, kh, k);
-      const uint32_t (&row)[4] = F::kBlock.held ? held_[F::kBlock.held ? kh : 0][k] : loaded;
-      multiply_add(d[0], features[0][k], row[0], row[1], T{});
-      multiply_add(d[1], features[1][k], row[2], row[3], T{});
+      multiply_add(even, features[0][k], taps[2 * k], taps[2 * k + 1], T{});
+      multiply_add(odd, features[1][k], taps[2 * k], taps[2 * k + 1], T{});
     }
+    multiply_add(moved, {pack(odd[0], odd[1], T{}), pack(odd[2], odd[3], T{})}, moved_, T{});
 #pragma unroll
     for (int r = 0; r < kFusedTileRows; r += 2) {
-      const uint32_t e = pack(d[0][r], d[0][r + 1], T{}), o = pack(d[1][r], d[1][r + 1], T{});
+      const uint32_t e = pack(even[r], even[r + 1], T{}), o = pack(moved[r], moved[r + 1], T{});
       band[r] = __shfl_sync(0xffffffffu, even_ ? e : o, source_[0]);
       band[r + 1] = __shfl_sync(0xffffffffu, even_ ? o : e, source_[1]);
     }
@@ -160,17 +158,20 @@ class FusedBand {
   static __device__ __forceinline__ uint32_t one(Float16) { return 0x3c00; }
   static __device__ __forceinline__ uint32_t one(BFloat16) { return 0x3f80; }
 
-  __device__ __forceinline__ void load_row(uint32_t (&to)[4], Spot weights, int kh, int k) const {
-    load_matrices<4, false>(to, weights + rows_ + kh * 8 * F::kLayout.feature + k * 32);
+  __device__ __forceinline__ void load_taps(uint32_t (&to)[2 * kSteps], Spot weights, int kh) const {
+    const Spot at = weights + rows_ + kh * 8 * F::kLayout.feature;
+    if constexpr (kSteps == 1) {
+      load_matrices<2, false>(to, at);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kSteps; k += 2) load_matrices<4, false>(to + 2 * k, at + k * 32);
+    }
   }
 
-  __device__ __forceinline__ void load_biases(uint32_t (&to)[4], Spot weights, int kh) const {
-    const Spot at = weights + biases_ + kh * 8 * F::kLayout.feature;
-    if (kh + 1 < K) {
-      load_matrices<4, false>(to, at);
-    } else {
-      load_matrices<2, false>(to, at);
-    }
+  // Of kernel rows kh and kh + 1; the last one comes with the one before it.
+  __device__ __forceinline__ void load_biases(uint32_t (&to)[2], Spot weights, int kh) const {
+    const int first = kh + 1 < K ? kh : kh - 1;
+    load_matrices<2, false>(to, weights + biases_ + first * 8 * F::kLayout.feature);
   }
 
   bool even_;
@@ -178,8 +179,9 @@ class FusedBand {
   int rows_;
   int biases_;
   uint32_t ones_[2];
-  uint32_t held_[F::kBlock.held ? K : 1][kSteps][4];
-  uint32_t held_biases_[F::kBlock.held ? (K + 1) / 2 : 1][4];  // of kernel rows kh and kh + 1, kh even
+  uint32_t moved_;  // of the matrix that moves taps by one
+  uint32_t held_[F::kBlock.held ? K : 1][2 * kSteps];
+  uint32_t held_biases_[F::kBlock.held ? (K + 1) / 2 : 1][2];
 };
 
 template <typename T, int K, int kSteps>
@@ -200,7 +202,7 @@ __global__ void __launch_bounds__(fused_block(K, kSteps, 1).threads(), fused_blo
 
   const Spot pixels = shared_memory();
   const Spot weights = pixels + F::kLayout.ring * m.pixel_row;
-  const Spot factors = weights + kGroups * F::kLayout.group_weight + F::kLayout.first_row;
+  const Spot factors = weights + kGroups * F::kLayout.group_weight;
   const FusedEpilogue<T, kGroups> epilogue(m, factors, scale != nullptr);
   const Spot all_results = factors + FusedEpilogue<T, kGroups>::kBytes;
   const Spot reduced = all_results + workers * F::kLayout.result;

@@ -81,7 +81,7 @@ class Search {
     plan.images = p_.batch;
     plan.blocks = p_.batch * m.packs * m.strips * m.chunks;
     constexpr int kAffine = 2 * kFusedGroupChannels * 4;  // scales and shifts of a group
-    plan.shared_bytes = int64_t{block_.groups} * (layout_.group_weight + kAffine) + layout_.first_row +
+    plan.shared_bytes = int64_t{block_.groups} * (layout_.group_weight + kAffine) +
                         int64_t{warps_of(runs)} * layout_.result + int64_t{layout_.ring} * m.pixel_row +
                         int64_t{2 * kFusedTileRows} * m.feature_row;
     return plan;

@@ -54,7 +54,6 @@ constexpr FusedBlock fused_block(int K, int steps, int stride) {
 struct FusedLayout {
   int pixel;         // of a column of x
   int feature;       // of a column of the features, and a row of the weight: 8 for each row of the kernel
-  int first_row;     // of zeros, in front of all
   int group_weight;  // of a group, the biases included
   int ring;          // rows of x: those that a step meets, and those that the next one brings
   int result;        // of a warp's tile
@@ -64,8 +63,8 @@ constexpr FusedLayout fused_layout(int K, int steps, int stride) {
   const int pixel = fused_block(K, steps, stride).groups * 32;
   const int tile = kFusedTileRows * fused_tile_columns(stride) * 32;
   const int row = steps * 32 + 16;
-  if (stride == 1) return {pixel, row, row, 8 * K * row, 2 * kFusedTileRows + K - 1, tile};
-  return {pixel, row, 0, 8 * K * row + K * 32, 4 * kFusedTileRows + K - 1, tile};
+  if (stride == 1) return {pixel, row, 8 * K * row, 2 * kFusedTileRows + K - 1, tile};
+  return {pixel, row, 8 * K * row + K * 32, 4 * kFusedTileRows + K - 1, tile};
 }
 
 // Columns that a row of the features has room for, if it has `columns` of 16 * `steps` channels: a warp
