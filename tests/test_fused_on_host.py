@@ -263,3 +263,17 @@ def test_a_nan_of_the_features_spoils_its_position_alone(runner: FusedRunner) ->
     result, _ = runner.run_fused(**operands, kernel_size=5)
     bad = result.isnan()
     assert bad[0, 4, 11].all() and bad.sum() == bad[0, 4, 11].numel()
+
+
+@HALF_DTYPES
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_infinite_tap_is_not_lost_and_stays_in_its_group(
+    runner: FusedRunner, dtype: torch.dtype, stride: int
+) -> None:
+    layer = Layer(1, 3, 24, 9, 19, 7, dtype, stride=stride)
+    operands = layer.operands(0)
+    operands["bias"][49 + 3 * 7 + 2] = float("inf")  # of the second group
+    result, _ = runner.run_fused(**operands, kernel_size=7, stride=stride)
+    bad = ~result.isfinite()
+    assert bad[..., GROUP : 2 * GROUP].all()
+    assert not bad[..., :GROUP].any() and not bad[..., 2 * GROUP :].any()
