@@ -30,6 +30,9 @@ constexpr FusedBackwardBlock fused_backward_block(FusedGradient gradient, int st
   return {2, 8, steps == 1 ? 448 : 320, 2, 2};
 }
 
+// Bytes of a position's sums in the gradient of the features: four neighbours are in different banks.
+constexpr int fused_features_sums(int steps) { return steps * 64 + 32; }
+
 // How a block lies in shared memory, in bytes but for `ring`. The kernels and the plan have it from here.
 struct FusedBackwardLayout {
   int pixel;         // of a column of x and of the result's gradient
@@ -49,7 +52,8 @@ constexpr FusedBackwardLayout fused_backward_layout(FusedGradient gradient, int 
     return {pixel, feature, weight + biases, halo + 2 * kFusedTileRows, block.tile_columns * 64};
   }
   if (gradient == FusedGradient::kFeatures) {
-    return {pixel, feature, (size + 1) * 8 * feature, 0, kFusedTileRows * block.tile_columns * steps * 64};
+    return {pixel, feature, (size + 1) * 8 * feature, 0,
+            kFusedTileRows * block.tile_columns * fused_features_sums(steps)};
   }
   // The next step may be the first of another image, which shares no row.
   return {pixel, feature, 0, 2 * (halo + kFusedTileRows), size * 8 * (steps * 16 + 1) * 4};

@@ -35,7 +35,7 @@ struct FusedFeaturesGradient {
   static constexpr FusedBackwardLayout kLayout = fused_backward_layout(FusedGradient::kFeatures, kSteps);
   static constexpr int kWeightPieces = kSteps * 2;                            // of 16 bytes
   static constexpr int kPackBytes = kBlock.groups * kFusedGroupChannels * 2;  // of a column in memory
-  static constexpr int kRow = kSteps * 64;                                    // bytes of a position's sums
+  static constexpr int kRow = fused_features_sums(kSteps);
 
   // Row 16*(kh/2) + 8*(kw%2) + 2*(kw/2) + kh%2 of a group's weight is tap (kh, kw), the others are zeros.
   template <typename T>
