@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -228,7 +229,7 @@ class FusedLayer:
 
     def __init__(self, launch: instructions.Launch) -> None:
         channels, width, stride = launch.channels, launch.width, launch.stride
-        self.launch, self.groups, self.reduced = launch, channels // 16, channels // 4
+        self.groups, self.reduced = channels // 16, channels // 4
         self.map = (launch.batch, (width - 1) // stride + 1, (width - 1) // stride + 1)
         points = self.groups * 49
         self.x = random_tensor(1, launch.batch, width, width, channels).bfloat16()
@@ -331,12 +332,10 @@ def test_mistakes_are_found(counter: instructions.Counter, change: str, message:
     kernel = counter.kernels[name]
     places = [k for k, instruction in enumerate(kernel.instructions) if instruction.name == change]
     left_out = places if change != "HMMA" else places[:1]
-    mistaken = machine_code.Kernel(
-        [replace(i, opcode=("NOP",)) if k in left_out else i for k, i in enumerate(kernel.instructions)],
-        kernel.jump_table,
-        kernel.capability,
-    )
-    broken = instructions.Counter.__new__(instructions.Counter)
-    broken.plans, broken.kernels = counter.plans, {**counter.kernels, name: mistaken}
+    mistaken = [
+        replace(i, opcode=("NOP",)) if k in left_out else i for k, i in enumerate(kernel.instructions)
+    ]
+    broken = copy(counter)
+    broken.kernels = counter.kernels | {name: replace(kernel, instructions=mistaken)}
     with pytest.raises((ExecutionError, AssertionError), match=message):
         check_fused_kernel(broken, 64, 9, 1)
